@@ -1,0 +1,278 @@
+"""What crosses a folder border: plain data, no behaviour beyond building and moving itself.
+
+Shape letters: T packed tokens, N patches, M visual tokens, S supervised rows, B segments, A position axes,
+C colour channels, F frames in a patch (temporal patch size), P patch side.
+"""
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Grid = tuple[int, int, int]  # frame groups, rows, columns, in patches
+
+
+class SampleError(ValueError):
+    """A sample that cannot be used, with the place it came from and the reason.
+
+    Args:
+        sample_id: File and record, for example 'chat.json[3]'.
+        reason: What is wrong, with the value and what was expected.
+        kind: Short name under which such errors are counted, for example 'missing_media'.
+    """
+
+    def __init__(self, sample_id: str, reason: str, kind: str = 'bad_sample'):
+        super().__init__(f'{sample_id}: {reason}')
+        self.sample_id, self.reason, self.kind = sample_id, reason, kind
+
+    def __reduce__(self):
+        return type(self), (self.sample_id, self.reason, self.kind)
+
+
+@dataclass(frozen=True)
+class VisionGeometry:
+    """How pixels become patches and patches become language tokens.
+
+    Everything that depends on sizes (resize factor, placeholder counts, box scale) reads them here.
+    """
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    in_channels: int = 3
+
+    @property
+    def factor(self) -> int:
+        """Sides of a resized image are multiples of this many pixels."""
+        return self.patch_size * self.merge_size
+
+    def token_grid(self, grid: Grid) -> Grid:
+        """A grid of patches as a grid of merge cells."""
+        t, rows, columns = grid
+        return t, rows // self.merge_size, columns // self.merge_size
+
+
+@dataclass
+class Media:
+    """An image or a video inside a conversation.
+
+    `source` is a path, encoded bytes, a PIL image, or for a video a list of those (its frames).
+    After loading, `pixels` holds uint8 frames (frames, height, width, C) at the model's size.
+    """
+    kind: str  # 'image' or 'video'
+    source: Any
+    fps: float = 2.0  # frames per second of a video's frame list
+    pixels: Any = None
+    source_size: tuple[int, int] | None = None  # (width, height) before resizing, EXIF applied
+
+
+@dataclass
+class Box:
+    """A rectangle (x1, y1, x2, y2) on one medium of the sample.
+
+    `space` names its coordinates: 'source' (pixels of the original picture) or 'resized' (pixels the model sees).
+    """
+    coordinates: tuple[float, float, float, float]
+    label: str = ''
+    media_index: int = 0
+    space: str = 'source'
+
+
+@dataclass
+class Turn:
+    """One message: role 'system', 'user', 'assistant' or 'tool', and content in reading order."""
+    role: str
+    content: list  # of str, Media, Box
+
+
+@dataclass
+class Sample:
+    """A conversation as a dataset gives it, before pixels are decoded or text is tokenized."""
+    id: str
+    turns: list[Turn]
+    source: str = ''  # name of the dataset it came from
+    extra: dict = field(default_factory=dict)  # what a metric needs: task name, expected answer, ...
+
+
+@dataclass
+class TextSpan:
+    """`length` text tokens in a sample's layout."""
+    length: int
+
+
+@dataclass
+class VisionSpan:
+    """The tokens of one image or video in a sample's layout.
+
+    `grid` counts merge cells (frame groups, rows, columns); `seconds_per_grid` is the time between frame groups,
+    0.0 for an image. Seconds are floats: they are multiplied before they are truncated.
+    """
+    grid: Grid
+    seconds_per_grid: float = 0.0
+
+    @property
+    def length(self) -> int:
+        t, rows, columns = self.grid
+        return t * rows * columns
+
+
+Layout = list  # of TextSpan | VisionSpan, in token order
+
+
+@dataclass
+class EncodedSample:
+    """A sample as numbers, ready to be packed.
+
+    token_ids (T,) int64; is_target (T,) bool; position_ids (A, T) int64; patches: one uint8 array for each medium,
+    (N, C*P*P) for an image (its second frame is a copy and is not stored) and (N, C*F*P*P) for a video, in block
+    order; grids and token_counts: one for each medium; visual_rows (sum of token_counts,): rows of the placeholders.
+    """
+    id: str
+    token_ids: Any
+    is_target: Any
+    position_ids: Any
+    patches: list
+    grids: list[Grid]
+    kinds: list[str]
+    token_counts: list[int]
+    visual_rows: Any
+    source: str = ''
+    extra: dict = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        return len(self.token_ids)
+
+
+def move(value: Any, device: torch.device | str, non_blocking: bool = False) -> Any:
+    """Copy of a dataclass, list, dict or tensor with every tensor on `device`; other values are kept."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=non_blocking)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{
+            f.name: move(getattr(value, f.name), device, non_blocking) for f in dataclasses.fields(value)})
+    if isinstance(value, dict):
+        return {key: move(item, device, non_blocking) for key, item in value.items()}
+    return value
+
+
+@dataclass
+class AttentionPlan:
+    """Which query may see which key, for packed segments: made on the CPU, before the forward pass.
+
+    Segment b holds queries cu_q[b]:cu_q[b+1] and keys cu_k[b]:cu_k[b+1]. Within a segment every query sees every
+    key, or, if `causal`, query i of n sees keys up to i + (m - n) of m (aligned at the bottom right, so that the last
+    query sees all). `key_index` (K,) gathers keys and values first, when segments share keys or read from a cache.
+
+    Lengths are also kept as host integers, so that no backend has to ask the device for a number.
+    """
+    cu_q: torch.Tensor  # (B + 1,) int32
+    cu_k: torch.Tensor  # (B + 1,) int32
+    lengths_q: tuple[int, ...]
+    lengths_k: tuple[int, ...]
+    causal: bool
+    key_index: torch.Tensor | None = None
+
+    @classmethod
+    def from_lengths(cls, lengths_q, lengths_k=None, *, causal: bool, key_index: torch.Tensor | None = None):
+        """A plan for segments of these lengths; `lengths_k` defaults to `lengths_q`."""
+        lengths_q = tuple(int(n) for n in lengths_q)
+        lengths_k = lengths_q if lengths_k is None else tuple(int(n) for n in lengths_k)
+        if len(lengths_q) != len(lengths_k):
+            raise ValueError(f'{len(lengths_q)} query segments but {len(lengths_k)} key segments')
+        return cls(_cumulative(lengths_q), _cumulative(lengths_k), lengths_q, lengths_k, causal, key_index)
+
+    @property
+    def max_q(self) -> int:
+        return max(self.lengths_q, default=0)
+
+    @property
+    def max_k(self) -> int:
+        return max(self.lengths_k, default=0)
+
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Neighbouring segments of equal lengths as (count, query length, key length): each run is one dense call."""
+        runs: list[tuple[int, int, int]] = []
+        for q, k in zip(self.lengths_q, self.lengths_k):
+            if runs and runs[-1][1:] == (q, k):
+                runs[-1] = (runs[-1][0] + 1, q, k)
+            else:
+                runs.append((1, q, k))
+        return runs
+
+    def to(self, device, non_blocking: bool = False) -> 'AttentionPlan':
+        return move(self, device, non_blocking)
+
+
+def _cumulative(lengths: tuple[int, ...]) -> torch.Tensor:
+    cumulative = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    if lengths:
+        cumulative[1:] = torch.tensor(lengths, dtype=torch.int64).cumsum(0).to(torch.int32)
+    return cumulative
+
+
+@dataclass
+class VisionPlan:
+    """How an encoder wants its patches, made on the CPU from the grids alone.
+
+    order (N,): the encoder's row n is row order[n] of the media's concatenated block-order patches. The collator
+    applies it to the uint8 patches, so the model gathers nothing.
+    token_order (M,): visual token m of the merger's output is token token_order[m] of the media in reading order.
+    positions (N, 2): row and column of each patch in its own picture, already in the encoder's order.
+    attention: plans by name, for example 'window' and 'full'.
+    """
+    order: torch.Tensor
+    token_order: torch.Tensor
+    positions: torch.Tensor
+    attention: dict[str, AttentionPlan]
+    grids: tuple[Grid, ...] = ()
+
+    def to(self, device, non_blocking: bool = False) -> 'VisionPlan':
+        return move(self, device, non_blocking)
+
+
+@dataclass
+class PackedBatch:
+    """Rows of samples laid end to end: no batch axis, no padding.
+
+    token_ids (T,) int64; position_ids (A, T) int64, computed for each sample alone; attention: causal by sample.
+    image_patches (Ni, C*P*P) and video_patches (Nv, C*F*P*P) uint8, in the vision plan's order, images first.
+    visual_rows (M,): the row that each visual token takes, in the order in which the merger emits them.
+    target_rows (S,): rows whose hidden state predicts a target; target_ids (S,): those targets.
+
+    A batch without media carries one smallest blank picture with no visual_rows, so that every rank runs every part.
+    """
+    token_ids: torch.Tensor
+    position_ids: torch.Tensor
+    attention: AttentionPlan
+    image_patches: torch.Tensor
+    video_patches: torch.Tensor
+    vision_plan: VisionPlan
+    visual_rows: torch.Tensor
+    target_rows: torch.Tensor
+    target_ids: torch.Tensor
+    sample_ids: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_ids.numel()
+
+    @property
+    def num_targets(self) -> int:
+        return self.target_ids.numel()
+
+    def to(self, device, non_blocking: bool = False) -> 'PackedBatch':
+        return move(self, device, non_blocking)
+
+    def pin_memory(self) -> 'PackedBatch':
+        return _pin(self)
+
+
+def _pin(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.pin_memory()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{f.name: _pin(getattr(value, f.name)) for f in dataclasses.fields(value)})
+    if isinstance(value, dict):
+        return {key: _pin(item) for key, item in value.items()}
+    return value
