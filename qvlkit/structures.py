@@ -4,6 +4,7 @@ Shape letters: T packed tokens, N patches, M visual tokens, S supervised rows, B
 C colour channels, F frames in a patch (temporal patch size), P patch side.
 """
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,7 +171,8 @@ class AttentionPlan:
     lengths_q: tuple[int, ...]
     lengths_k: tuple[int, ...]
     causal: bool
-    key_index: torch.Tensor | None = None
+    runs: tuple[tuple[int, int, int], ...]  # neighbouring segments of equal lengths: (count, queries, keys)
+    key_index: torch.Tensor | None = None  # (K,) int64
 
     @classmethod
     def from_lengths(cls, lengths_q, lengths_k=None, *, causal: bool, key_index: torch.Tensor | None = None):
@@ -179,7 +181,8 @@ class AttentionPlan:
         lengths_k = lengths_q if lengths_k is None else tuple(int(n) for n in lengths_k)
         if len(lengths_q) != len(lengths_k):
             raise ValueError(f'{len(lengths_q)} query segments but {len(lengths_k)} key segments')
-        return cls(_cumulative(lengths_q), _cumulative(lengths_k), lengths_q, lengths_k, causal, key_index)
+        runs = tuple((len(list(same)), *lengths) for lengths, same in itertools.groupby(zip(lengths_q, lengths_k)))
+        return cls(_cumulative(lengths_q), _cumulative(lengths_k), lengths_q, lengths_k, causal, runs, key_index)
 
     @property
     def max_q(self) -> int:
@@ -188,16 +191,6 @@ class AttentionPlan:
     @property
     def max_k(self) -> int:
         return max(self.lengths_k, default=0)
-
-    def runs(self) -> list[tuple[int, int, int]]:
-        """Neighbouring segments of equal lengths as (count, query length, key length): each run is one dense call."""
-        runs: list[tuple[int, int, int]] = []
-        for q, k in zip(self.lengths_q, self.lengths_k):
-            if runs and runs[-1][1:] == (q, k):
-                runs[-1] = (runs[-1][0] + 1, q, k)
-            else:
-                runs.append((1, q, k))
-        return runs
 
     def to(self, device, non_blocking: bool = False) -> 'AttentionPlan':
         return move(self, device, non_blocking)
