@@ -1,0 +1,212 @@
+"""Pictures drawn on the fly, with questions whose answers are known because we drew them.
+
+Four tasks, small enough for a model of a few million parameters and minutes of training, each with its chance level:
+
+    name    a scene of coloured shapes: name the largest one, 'red circle'       1 / (colours * shapes)
+    count   the same kind of scene: how many shapes?                             1 / max_objects
+    locate  the same kind of scene: the box of the shape that the question names measured: the best constant box
+    read    a picture with a printed word from a fixed list                      1 / len(words)
+
+A training sample asks several questions about one picture, in one conversation, because encoding the picture costs
+more than an answer does. A held-out sample asks one. Everything about sample i is drawn from hash(seed, split, i).
+"""
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from qvlkit.registry import DATASETS, near_names
+from qvlkit.structures import Box, Media, Sample, Turn
+from qvlkit.utils.seeded import seeded
+
+COLOURS = {'red': (220, 40, 40), 'green': (40, 160, 60), 'blue': (40, 80, 220), 'yellow': (240, 205, 20),
+           'purple': (150, 50, 180), 'black': (25, 25, 25)}
+INKS = tuple(colour for colour in COLOURS if colour != 'yellow')  # of words: legible on a pale ground
+SHAPES = ('circle', 'square', 'triangle', 'cross')
+WORDS = ('ant', 'bag', 'bus', 'cup', 'dog', 'egg', 'fish', 'fox', 'hat', 'ice', 'jam', 'key', 'leaf', 'map', 'nut',
+         'owl', 'pig', 'rain', 'sun', 'toy', 'van', 'web', 'yes', 'zoo')
+TASKS = ('name', 'count', 'locate', 'read')
+SPLITS = ('train', 'held_out')
+
+LARGEST_SIDE = (0.40, 0.50)  # side of the largest object, as a part of the picture's shorter side
+OTHER_SIDE = (0.24, 0.30)  # sides of the others: always well below the largest, so that 'largest' is never in doubt
+FONT_SIZES = (22, 30)
+GAP = 3  # pixels between objects, and between an object and the border
+SMOOTHING = 2  # pictures are drawn this much larger and averaged down, for smooth edges
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One drawn object; `box` is (x1, y1, x2, y2) in pixels of the picture."""
+    colour: str
+    shape: str
+    box: tuple[int, int, int, int]
+
+    @property
+    def name(self) -> str:
+        return f'{self.colour} {self.shape}'
+
+    @property
+    def side(self) -> int:
+        return self.box[2] - self.box[0]
+
+
+@DATASETS.register_module()
+class PictureTasks:
+    """Questions on drawn pictures.
+
+    Args:
+        size: Number of samples.
+        split: 'train' (several questions in a sample) or 'held_out' (one); the two never draw the same stream.
+        seed: Changes every picture.
+        tasks: Which of 'name', 'count', 'locate' and 'read' to ask. Sample i is built around tasks[i % len(tasks)].
+        questions_per_picture: Most questions in a training sample; scenes that allow fewer ask fewer.
+        picture_sizes: (width, height) in pixels, one drawn for each sample.
+        max_objects: A scene has 1 to this many shapes, uniformly; no two of them share a colour.
+        name: Name of the dataset, `source` of its samples.
+
+    The last answer of a sample is described by `extra`: task, answer (str or `Box` in source pixels) and chance (float,
+    or None for 'locate', whose chance has to be measured).
+    """
+
+    def __init__(self, size: int, *, split: str = 'train', seed: int = 0, tasks: tuple[str, ...] = TASKS,
+                 questions_per_picture: int = 5, picture_sizes=((112, 112), (84, 112), (112, 84)),
+                 max_objects: int = 5, name: str = 'picture_tasks'):
+        if split not in SPLITS:
+            raise ValueError(f'PictureTasks.split: expected one of {SPLITS}, got {split!r}{near_names(split, SPLITS)}')
+        for task in tasks:
+            if task not in TASKS:
+                raise ValueError(f'PictureTasks.tasks: no task is called {task!r}{near_names(task, TASKS)}; '
+                                 f'expected some of {TASKS}')
+        if not tasks:
+            raise ValueError(f'PictureTasks.tasks: expected at least one of {TASKS}, got none')
+        if not 1 <= max_objects <= len(COLOURS):
+            raise ValueError(f'PictureTasks.max_objects: expected 1 to {len(COLOURS)}, since the shapes of a scene '
+                             f'differ in colour, got {max_objects!r}')
+        if questions_per_picture < 1:
+            raise ValueError(f'PictureTasks.questions_per_picture: expected at least 1, got {questions_per_picture!r}')
+        for width, height in picture_sizes:
+            if min(width, height) < 80:
+                raise ValueError(f'PictureTasks.picture_sizes: expected sides of 80 pixels or more, for the longest '
+                                 f'word to fit, got {width} x {height}')
+        self.size, self.split, self.seed, self.name = size, split, seed, name
+        self.tasks, self.picture_sizes, self.max_objects = tuple(tasks), tuple(picture_sizes), max_objects
+        self.questions_per_picture = questions_per_picture if split == 'train' else 1
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.size:
+            raise IndexError(f'{self.name}: index {index} of {self.size}')
+        rng = seeded(self.seed, self.split, index)
+        task = self.tasks[index % len(self.tasks)]
+        width, height = self.picture_sizes[rng.integers(len(self.picture_sizes))]
+        if task == 'read':
+            picture, questions = self._word(rng, width, height)
+        else:
+            picture, questions = self._scene(rng, width, height, task)
+        turns = []
+        for _, question, answer, _ in questions:
+            turns += [Turn('user', [question]), Turn('assistant', [answer])]
+        turns[0].content.insert(0, Media('image', picture))
+        task, _, answer, chance = questions[-1]
+        return Sample(f'{self.name}/{self.split}[{index}]', turns, self.name,
+                      dict(task=task, answer=answer, chance=chance))
+
+    def _scene(self, rng, width: int, height: int, task: str) -> tuple:
+        """A picture of shapes and its questions as (task, question, answer, chance), `task` among them."""
+        shapes = place_shapes(rng, width, height, int(rng.integers(1, self.max_objects + 1)))
+        picture = draw_scene(rng, width, height, shapes)
+        possible = {'name': [('name', 'Name the largest shape.', max(shapes, key=lambda shape: shape.side).name,
+                              1 / (len(COLOURS) * len(SHAPES)))],
+                    'count': [('count', 'How many shapes?', str(len(shapes)), 1 / self.max_objects)],
+                    'locate': [('locate', f'Locate the {shapes[i].name}.', Box(tuple(map(float, shapes[i].box))), None)
+                               for i in rng.permutation(len(shapes))]}
+        first = possible[task].pop(0)
+        rest = [question for other in self.tasks for question in possible.get(other, [])]
+        rest = rest[:self.questions_per_picture - 1]
+        questions = [first, *rest]
+        return picture, [questions[i] for i in rng.permutation(len(questions))]
+
+    def _word(self, rng, width: int, height: int) -> tuple:
+        """A picture of a printed word and its question."""
+        word = WORDS[rng.integers(len(WORDS))]
+        return draw_word(rng, width, height, word), [('read', 'Read the word.', word, 1 / len(WORDS))]
+
+
+def place_shapes(rng: np.random.Generator, width: int, height: int, count: int) -> list[Shape]:
+    """`count` shapes of different colours that do not touch, the largest first."""
+    shortest = min(width, height)
+    colours = rng.permutation(list(COLOURS))[:count]
+    kinds = rng.integers(len(SHAPES), size=count)
+    while True:
+        shapes: list[Shape] = []
+        for i, (colour, kind) in enumerate(zip(colours, kinds)):
+            low, high = LARGEST_SIDE if i == 0 else OTHER_SIDE
+            side = int(rng.integers(int(low * shortest), int(high * shortest) + 1))
+            box = _free_place(rng, width, height, side, shapes)
+            if box is None:
+                break
+            shapes.append(Shape(str(colour), SHAPES[kind], box))
+        else:
+            return shapes
+
+
+def _free_place(rng, width: int, height: int, side: int, taken: list[Shape]) -> tuple[int, int, int, int] | None:
+    """A square of `side` pixels clear of the others by GAP, or None if forty random tries found none."""
+    for x, y in rng.integers(GAP, (width - side - GAP + 1, height - side - GAP + 1), size=(40, 2)).tolist():
+        if all(x + side + GAP <= other.box[0] or other.box[2] + GAP <= x or
+               y + side + GAP <= other.box[1] or other.box[3] + GAP <= y for other in taken):
+            return x, y, x + side, y + side
+    return None
+
+
+def draw_scene(rng: np.random.Generator, width: int, height: int, shapes: list[Shape]) -> Image.Image:
+    """The shapes on a pale, softly uneven background: an RGB picture of (width, height)."""
+    picture = _background(rng, width * SMOOTHING, height * SMOOTHING)
+    canvas = ImageDraw.Draw(picture)
+    for shape in shapes:
+        x1, y1, x2, y2 = (SMOOTHING * value for value in shape.box)
+        x2, y2, third = x2 - 1, y2 - 1, (x2 - x1) // 3  # the canvas includes the last pixel
+        colour = _shade(rng, shape.colour)
+        if shape.shape == 'circle':
+            canvas.ellipse((x1, y1, x2, y2), fill=colour)
+        elif shape.shape == 'square':
+            canvas.rectangle((x1, y1, x2, y2), fill=colour)
+        elif shape.shape == 'triangle':
+            canvas.polygon(((x1, y2), ((x1 + x2) // 2, y1), (x2, y2)), fill=colour)
+        else:
+            canvas.rectangle((x1 + third, y1, x2 - third, y2), fill=colour)
+            canvas.rectangle((x1, y1 + third, x2, y2 - third), fill=colour)
+    return picture.reduce(SMOOTHING)
+
+
+def draw_word(rng: np.random.Generator, width: int, height: int, word: str) -> Image.Image:
+    """The word in one colour at a random place and size, whole: an RGB picture of (width, height)."""
+    picture = _background(rng, width, height)
+    font = _font(int(rng.integers(FONT_SIZES[0], FONT_SIZES[1] + 1)))
+    left, top, right, bottom = font.getbbox(word)
+    x = int(rng.integers(1, max(2, width - (right - left))))
+    y = int(rng.integers(1, max(2, height - (bottom - top))))
+    colour = _shade(rng, INKS[rng.integers(len(INKS))], darker=0.7)
+    ImageDraw.Draw(picture).text((x - left, y - top), word, fill=colour, font=font)
+    return picture
+
+
+def _background(rng, width: int, height: int) -> Image.Image:
+    base = rng.integers(205, 246, size=3)
+    cells = np.clip(base + rng.integers(-9, 10, size=(4, 4, 3)), 0, 255).astype(np.uint8)
+    return Image.fromarray(cells).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _shade(rng, colour: str, darker: float = 1.0) -> tuple[int, ...]:
+    """The colour, a little off."""
+    return tuple(int(np.clip(darker * value + offset, 0, 255))
+                 for value, offset in zip(COLOURS[colour], rng.integers(-15, 16, size=3)))
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
