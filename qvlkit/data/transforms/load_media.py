@@ -1,0 +1,190 @@
+"""Whatever holds a picture, to an upright 8-bit RGB picture, or a MediaError that says why not.
+
+What comes out is defined for every kind of file:
+
+- EXIF orientation is applied; of an animation the first frame is taken.
+- Transparency is composited on white, as in the official demo code.
+- 16-bit grey is scaled by 255 / 65535, not clipped; CMYK, palette and grey go through Pillow's conversion.
+- 32-bit grey ('I', 'F') has no agreed white level and is refused.
+- A file is judged by its content, not by its name. A truncated file is refused, never filled with grey, even where
+  another library has switched Pillow's leniency on for the whole process.
+- The number of pixels is checked in the header, before anything is decoded.
+
+URLs are refused: pictures come from disk or memory.
+"""
+import base64
+import binascii
+import re
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
+MAX_SOURCE_PIXELS = 89_478_485  # a quarter of a GiB of RGB, Pillow's own limit
+MAX_DATA_URI = 64 * 2 ** 20  # characters
+EXIF_ORIENTATION = 0x0112
+
+# What Pillow is known to raise on broken input, beside its own UnidentifiedImageError (an OSError).
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
+                  OverflowError, ZeroDivisionError, struct.error, zlib.error)
+_DATA_URI = re.compile(r'data:[\w/+.-]*(?:;[\w=.-]+)*;base64,', re.ASCII)
+_URL = re.compile(r'\s*(?:[A-Za-z][A-Za-z0-9+.-]*://|file:|https?:)')
+_truncation_lock = threading.RLock()
+
+
+class MediaError(ValueError):
+    """A picture that cannot be used.
+
+    Args:
+        reason: What is wrong, naming the file where there is one.
+        kind: Short name under which such errors are counted.
+    """
+
+    def __init__(self, reason: str, kind: str = 'bad_image'):
+        super().__init__(reason)
+        self.reason, self.kind = reason, kind
+
+    def __reduce__(self):
+        return type(self), (self.reason, self.kind)
+
+
+def is_url(text: str) -> bool:
+    """Whether `text` is an address (http://, file://, ...) and not a path."""
+    return _URL.match(text) is not None
+
+
+def load_image(source: Any) -> Image.Image:
+    """A path, encoded bytes, a base64 data URI, a PIL image or a uint8 array (H, W, 3) -> RGB picture.
+
+    Raises:
+        MediaError: The source is missing, is not a picture, is broken, or is too large.
+    """
+    name = describe(source)
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _decode(source, name)
+    if isinstance(source, str):
+        if source.startswith('data:'):
+            return load_image(decode_data_uri(source))
+        if is_url(source):
+            raise MediaError(f'{name} is a URL: only files and bytes are read', 'url_refused')
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _open(BytesIO(source), name)
+    if not isinstance(source, (str, Path)):
+        raise MediaError(f'expected an image as path, bytes, data URI, PIL image or array, got '
+                         f'{type(source).__name__}', 'wrong_type')
+    try:
+        with open(source, 'rb') as file:
+            return _open(file, name)
+    except FileNotFoundError:
+        raise MediaError(f'{name} does not exist', 'missing_media') from None
+    except MediaError:
+        raise
+    except (OSError, ValueError) as error:
+        raise MediaError(f'{name} cannot be read: {error}', 'missing_media') from error
+
+
+def decode_data_uri(text: str) -> bytes:
+    """The bytes in 'data:image/...;base64,...'; MediaError if it is not one, is broken, or is above 64 MiB."""
+    if len(text) > MAX_DATA_URI:
+        raise MediaError(f'data URI of {len(text)} characters is above the limit of {MAX_DATA_URI}', 'too_large')
+    header = _DATA_URI.match(text)
+    if header is None:
+        raise MediaError(f'expected data:...;base64,..., got {text[:40]!r}')
+    try:
+        return base64.b64decode(text[header.end():], validate=True)
+    except binascii.Error as error:
+        raise MediaError(f'data URI {text[:40]!r} is not valid base64: {error}') from error
+
+
+def describe(source: Any) -> str:
+    """How an error names a source: its path, or what it is."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f'image of {len(source)} bytes'
+    if isinstance(source, str):
+        return f'data URI {source[:30]!r}' if source.startswith('data:') else repr(source[:200])
+    if isinstance(source, Path):
+        return repr(str(source)[:500])
+    if isinstance(source, Image.Image):
+        return repr(getattr(source, 'filename', '')) if getattr(source, 'filename', '') else f'PIL image {source.size}'
+    return type(source).__name__
+
+
+@contextmanager
+def _whole_files_only() -> Iterator[None]:
+    """Pillow refuses truncated files inside this block, whatever the process-wide switch says."""
+    with _truncation_lock:
+        before = ImageFile.LOAD_TRUNCATED_IMAGES
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _open(file: Any, name: str) -> Image.Image:
+    """Open an encoded picture by its content and decode it."""
+    head = file.read(64)
+    file.seek(0)
+    if not head:
+        raise MediaError(f'{name} is empty (0 bytes)')
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', Image.DecompressionBombWarning)
+            image = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(f'{name} is too large to decode: {error}', 'too_large') from error
+    except _DECODE_ERRORS as error:
+        found = 'looks like HTML or XML' if head.lstrip()[:1] == b'<' else f'begins with {head[:8]!r}'
+        raise MediaError(f'{name} is not a picture ({", ".join(FORMATS)}): it {found}') from error
+    return _decode(image, name)
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    """Decode an opened picture, turn it upright and convert it to RGB."""
+    width, height = image.size
+    if width * height > MAX_SOURCE_PIXELS:
+        raise MediaError(f'{name} is too large to decode: {width} x {height} pixels, limit {MAX_SOURCE_PIXELS}',
+                         'too_large')
+    try:
+        with _whole_files_only(), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # odd EXIF blocks and palettes are not worth a line for each sample
+            image.load()
+            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+            return _to_rgb(image, name)
+    except MediaError:
+        raise
+    except _DECODE_ERRORS as error:
+        raise MediaError(f'{name} is broken: {error}') from error
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == 'RGB' and not image.has_transparency_data:
+        return image
+    if image.mode.startswith('I;16'):
+        grey = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert('RGB')
+    if image.mode in ('I', 'F'):
+        raise MediaError(f'{name} has 32-bit pixels (mode {image.mode!r}), whose white level is unknown')
+    if image.has_transparency_data:
+        layer = image.convert('RGBA')
+        white = Image.new('RGBA', layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert('RGB')
+    return image.convert('RGB')
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise MediaError(f'expected a uint8 array (height, width, 3), got {array.dtype} {array.shape}', 'wrong_type')
+    return Image.fromarray(array)
