@@ -1,0 +1,86 @@
+"""What a training checkpoint holds, and how a trainer is put back to it.
+
+    model.safetensors       the model's state_dict
+    optimizer.safetensors   the optimizer's tensors, by parameter name
+    state.json              step, stage, schedule, the optimizer's hyper-parameters, and `trainer.state_dict()`
+                            (data position, random generators)
+    config.json             the resolved config, beside the processor's own files
+
+How it reaches the disk, and how it is verified, is engine/checkpoint.py.
+"""
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qvlkit.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from qvlkit.engine.optimizer_state import pack_optimizer, unpack_optimizer
+
+MODEL, OPTIMIZER, CONFIG = 'model.safetensors', 'optimizer.safetensors', 'config.json'
+
+
+def save_training_state(trainer, *, keep: int | None = None,
+                        after_write: Callable[[str], None] | None = None) -> Path:
+    """Write `trainer.work_dir/step_N`; arguments, result and errors as `save_checkpoint`.
+
+    Each of `trainer.hooks` (a list) is told first, by `before_save_checkpoint`.
+    """
+    for hook in trainer.hooks:
+        hook.before_save_checkpoint(trainer)
+    tensors, table = pack_optimizer(trainer.optimizer, trainer.model.named_parameters())
+    state = {'step': trainer.step, 'stage': trainer.stage, 'schedule': trainer.schedule.state_dict(),
+             'optimizer': table, 'trainer': trainer.state_dict()}
+
+    def write_more(folder: Path) -> None:
+        (folder / CONFIG).write_text(json.dumps(trainer.config, indent=1), encoding='utf-8')
+        if trainer.processor is not None:
+            trainer.processor.save(folder)
+
+    return save_checkpoint(trainer.work_dir, trainer.step, keep=keep, state=state, write_more=write_more,
+                           tensors={MODEL: trainer.model.state_dict(), OPTIMIZER: tensors}, after_write=after_write)
+
+
+def load_training_state(trainer, path: str | Path, *, strict: bool = False) -> Checkpoint:
+    """Put a trainer whose parts are built back to a checkpoint: model, optimizer, schedule, then everything else.
+
+    Args:
+        trainer: Its model, optimizer, schedule and `load_state_dict` receive the state.
+        path: A stage's folder, or one checkpoint; see `load_checkpoint`, also for `strict` and the errors.
+
+    Raises:
+        ValueError: The checkpoint is of another stage, or its tensors do not fit; what does not is named.
+    """
+    checkpoint = load_checkpoint(path, strict=strict)
+    state = checkpoint.state
+    if state.get('stage') != trainer.stage:
+        raise ValueError(f'{checkpoint.path} is a checkpoint of stage {state.get("stage")!r}, cannot resume stage '
+                         f'{trainer.stage!r} from it; to start from its weights, load them instead')
+    weights = _fitting_weights(trainer.model, checkpoint)
+    unpack_optimizer(trainer.optimizer, trainer.model.named_parameters(), checkpoint.tensors(OPTIMIZER),
+                     state['optimizer'])
+    trainer.model.load_state_dict(weights)
+    trainer.schedule.load_state_dict(state['schedule'])
+    trainer.load_state_dict(state['trainer'])
+    return checkpoint
+
+
+def load_weights(model: nn.Module, path: str | Path) -> Checkpoint:
+    """Load a checkpoint's weights alone, as where a stage starts from the one before; errors as above."""
+    checkpoint = load_checkpoint(path)
+    model.load_state_dict(_fitting_weights(model, checkpoint))
+    return checkpoint
+
+
+def _fitting_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The checkpoint's weights, after their names and shapes were compared with the model's."""
+    weights, ours = checkpoint.tensors(MODEL), model.state_dict()
+    complaints = [f'{name} is not in the checkpoint' for name in ours if name not in weights]
+    complaints += [f'{name} is not in the model' for name in weights if name not in ours]
+    complaints += [f'{name} is {tuple(weights[name].shape)} in the checkpoint, {tuple(ours[name].shape)} in the model'
+                   for name in ours if name in weights and weights[name].shape != ours[name].shape]
+    if complaints:
+        more = f'; and {len(complaints) - 5} more' if len(complaints) > 5 else ''
+        raise ValueError(f'{checkpoint.path} does not fit the model: {"; ".join(complaints[:5])}{more}')
+    return weights
