@@ -1,0 +1,38 @@
+"""The keys that a config may have where no constructor decides them: the one place that lists them.
+
+Below a dict with `type` the keys are the arguments of the constructor that `type` names (see parts.py).
+"""
+from collections.abc import Collection
+
+TOP_LEVEL = ('model', 'tokenizer', 'processor', 'stages', 'run', 'seed', 'work_dir', 'precision', 'plugins',
+             'evaluation', 'threads')
+# What stages share stands once at the top; a stage may override it.
+SHARED = ('model', 'tokenizer', 'processor', 'seed', 'precision', 'evaluation')
+STAGE = ('trainer', 'data', 'loader', 'max_steps', 'accumulation', 'max_grad_norm', 'parts', 'optimizer', 'schedule',
+         'hooks', 'evaluation', 'model', 'processor', 'init')
+MODEL = ('vision_encoder', 'merger', 'position_encoding', 'language_model', 'attention')
+PROCESSOR = ('min_pixels', 'max_pixels')
+LOADER = ('row_length', 'rows_per_step', 'num_workers', 'on_error')
+PART = ('trainable', 'lr')
+# Parts of the model that a stage may freeze or give a learning rate.
+PARTS = ('vision_encoder', 'merger', 'language_model')
+# Dicts whose keys are names that the user makes up; an entry may be removed by setting it to null.
+NAMED = ('hooks', 'metrics', 'datasets', 'benchmarks')
+# Keys that may be null.
+NULLABLE = ('max_grad_norm', 'evaluation', 'init', 'threads')
+
+
+def known_keys(path: str) -> Collection[str] | None:
+    """Keys that a dict without `type` at `path` may have; None where the user makes them up or nobody lists them."""
+    keys = path.split('.') if path else []
+    if keys[:1] == ['stages'] and len(keys) > 2:
+        keys = keys[2:]
+    elif keys[:1] == ['stages']:
+        return STAGE if len(keys) == 2 else None
+    if not keys:
+        return TOP_LEVEL
+    if keys[0] == 'parts':
+        return PARTS if len(keys) == 1 else PART
+    if len(keys) == 1:
+        return {'model': MODEL, 'processor': PROCESSOR, 'loader': LOADER}.get(keys[0])
+    return None

@@ -1,0 +1,8 @@
+"""The same as `qvlkit train`; works from a checkout that is not installed."""
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from qvlkit.cli.train import main  # noqa: E402
+
+raise SystemExit(main())
