@@ -10,7 +10,7 @@ The held-out split draws other crops of the same photos: it measures whether the
 seen, not whether it knows new scenes.
 """
 import importlib.util
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +58,8 @@ class PhotoQuestions:
                  tasks: tuple[str, ...] = tuple(QUESTIONS), longer_side: tuple[int, int] = (84, 140),
                  name: str = 'photo_questions'):
         if split not in SPLITS:
-            raise ValueError(f'PhotoQuestions.split: expected one of {SPLITS}, got {split!r}{near_names(split, SPLITS)}')
+            raise ValueError(f'PhotoQuestions.split: expected one of {SPLITS}, got {split!r}'
+                             f'{near_names(split, SPLITS)}')
         for task in tasks:
             if task not in QUESTIONS:
                 raise ValueError(f'PhotoQuestions.tasks: no task is called {task!r}{near_names(task, list(QUESTIONS))};'
@@ -99,7 +100,7 @@ class PhotoQuestions:
         turns[0].content.insert(0, Media('image', picture))
         answer, chance = answers[asked[-1]]
         return Sample(f'{self.name}/{self.split}[{index}]', turns, self.name,
-                      dict(task=f'photo {asked[-1]}', answer=answer, chance=chance))
+                      {'task': f'photo {asked[-1]}', 'answer': answer, 'chance': chance})
 
     def _crop(self, rng: np.random.Generator, photo: Image.Image) -> Image.Image:
         """A random part of the photo whose longer side has between the least and the most pixels."""
@@ -129,7 +130,7 @@ def photo_folder() -> Path:
     return folder
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_photo(path: Path) -> Image.Image:
     """The photo in RGB, its longer side at most KEPT_SIDE pixels."""
     with Image.open(path) as photo:

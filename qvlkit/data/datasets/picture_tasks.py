@@ -109,11 +109,12 @@ class PictureTasks:
             picture, questions = self._scene(rng, width, height, task)
         turns = []
         for _, question, answer, _ in questions:
-            turns += [Turn('user', [question]), Turn('assistant', [answer])]
+            content = ['[{"bbox_2d": ', answer, '}]'] if isinstance(answer, Box) else [answer]
+            turns += [Turn('user', [question]), Turn('assistant', content)]
         turns[0].content.insert(0, Media('image', picture))
         task, _, answer, chance = questions[-1]
         return Sample(f'{self.name}/{self.split}[{index}]', turns, self.name,
-                      dict(task=task, answer=answer, chance=chance))
+                      {'task': task, 'answer': answer, 'chance': chance})
 
     def _scene(self, rng, width: int, height: int, task: str) -> tuple:
         """A picture of shapes and its questions as (task, question, answer, chance), `task` among them."""

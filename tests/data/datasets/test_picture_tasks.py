@@ -1,0 +1,127 @@
+import hashlib
+import time
+
+import numpy as np
+import pytest
+
+from qvlkit.data.datasets.picture_tasks import COLOURS, SHAPES, WORDS, PictureTasks, draw_scene, place_shapes
+from qvlkit.registry import DATASETS
+from qvlkit.structures import Box
+from qvlkit.utils.seeded import seeded
+
+
+def picture_of(sample):
+    return sample.turns[0].content[0].source
+
+
+def picture_hash(sample):
+    return hashlib.sha256(picture_of(sample).tobytes()).hexdigest()
+
+
+def test_a_sample_depends_on_seed_split_and_index_alone():
+    dataset = DATASETS.build({'type': 'PictureTasks', 'size': 8})
+    first = [picture_hash(dataset[i]) for i in range(8)]
+    assert [picture_hash(PictureTasks(100)[i]) for i in reversed(range(8))] == first[::-1]
+    assert [[turn.content[-2:] for turn in dataset[i].turns[1:]] for i in range(8)] == [
+        [turn.content[-2:] for turn in PictureTasks(8)[i].turns[1:]] for i in range(8)]
+    assert not {picture_hash(PictureTasks(8, seed=1)[i]) for i in range(8)} & set(first)
+
+
+def test_train_and_held_out_share_no_picture():
+    train = {picture_hash(PictureTasks(400)[i]) for i in range(400)}
+    held_out = {picture_hash(PictureTasks(200, split='held_out')[i]) for i in range(200)}
+    assert len(train) == 400 and len(held_out) == 200 and not train & held_out
+
+
+def test_held_out_asks_one_question_and_train_several():
+    train, held_out = PictureTasks(40, questions_per_picture=3), PictureTasks(40, split='held_out')
+    assert {len(held_out[i].turns) for i in range(40)} == {2}
+    assert max(len(train[i].turns) for i in range(40)) == 6
+    assert [held_out[i].extra['task'] for i in range(4)] == ['name', 'count', 'locate', 'read']
+
+
+def test_answers_are_those_of_the_scene():
+    rng = seeded(0, 'scene')
+    for count in (1, 3, 5):
+        for width, height in ((112, 112), (84, 112)):
+            shapes = place_shapes(rng, width, height, count)
+            pixels = np.asarray(draw_scene(rng, width, height, shapes), dtype=float)
+            assert len(shapes) == count and len({shape.colour for shape in shapes}) == count
+            assert shapes[0].side == max(shape.side for shape in shapes)
+            assert all(shapes[0].side >= 1.25 * other.side for other in shapes[1:])
+            outside = np.ones((height, width), dtype=bool)
+            for shape in shapes:
+                x1, y1, x2, y2 = shape.box
+                outside[y1:y2, x1:x2] = False
+                near = np.abs(pixels - COLOURS[shape.colour]).max(axis=2) <= 40
+                rows, columns = np.nonzero(near)
+                inside = (rows >= y1) & (rows < y2) & (columns >= x1) & (columns < x2)
+                assert inside.sum() >= 0.4 * shape.side ** 2  # the object is there
+                if shape.colour != 'black':  # black edges of others pass through its neighbours' dark shades
+                    assert inside.mean() > 0.97  # and nowhere else
+                assert abs(rows[inside].min() - y1) <= 3 and abs(rows[inside].max() + 1 - y2) <= 3
+                assert abs(columns[inside].min() - x1) <= 3 and abs(columns[inside].max() + 1 - x2) <= 3
+            assert pixels[outside].min() > 180  # background only
+
+
+def test_locate_answers_with_the_box_of_the_named_colour():
+    dataset = PictureTasks(400, split='held_out', tasks=('locate',))
+    for i in range(60):
+        sample = dataset[i]
+        question, answer = sample.turns[0].content[1], sample.turns[1].content
+        colour, shape = question.removeprefix('Locate the ').removesuffix('.').split()
+        box = sample.extra['answer']
+        assert answer == ['[{"bbox_2d": ', box, '}]'] and isinstance(box, Box) and box.space == 'source'
+        x1, y1, x2, y2 = map(int, box.coordinates)
+        centre = np.asarray(picture_of(sample))[(y1 + y2) // 2, (x1 + x2) // 2].astype(int)
+        assert np.abs(centre - COLOURS[colour]).max() <= 16 and shape in SHAPES
+
+
+def test_every_answer_of_a_task_occurs_about_equally_often():
+    dataset = PictureTasks(2000, split='held_out')
+    answers = {'count': [], 'read': [], 'name': []}
+    for i in range(1000):
+        extra = dataset[i].extra
+        if extra['task'] != 'locate':
+            answers[extra['task']].append(extra['answer'])
+            assert extra['chance'] == {'name': 1 / (len(COLOURS) * len(SHAPES)), 'count': 1 / 5,
+                                       'read': 1 / len(WORDS)}[extra['task']]
+    assert set(answers['count']) == set('12345') and set(answers['read']) == set(WORDS)
+    assert all(25 <= answers['count'].count(answer) <= 75 for answer in '12345')  # 50, and 4 standard deviations
+    assert max(answers['name'].count(answer) for answer in answers['name']) <= 30
+
+
+def test_words_are_whole():
+    dataset = PictureTasks(200, split='held_out', tasks=('read',))
+    for i in range(100):
+        pixels = np.asarray(picture_of(dataset[i])).astype(int).min(axis=2)
+        ink = pixels < 150
+        assert ink.sum() > 40
+        assert not (ink[0].any() or ink[:, 0].any() or ink[-1].any() or ink[:, -1].any())
+
+
+def test_sizes_are_those_asked_for():
+    dataset = PictureTasks(60, picture_sizes=((112, 112), (84, 140)))
+    assert {picture_of(dataset[i]).size for i in range(60)} == {(112, 112), (84, 140)}
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    ({'split': 'test'}, 'split'), ({'tasks': ('names',)}, "'name'"), ({'tasks': ()}, 'tasks'),
+    ({'max_objects': 7}, 'max_objects'), ({'picture_sizes': ((56, 56),)}, '56 x 56'),
+    ({'questions_per_picture': 0}, 'questions_per_picture')])
+def test_wrong_arguments_are_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        PictureTasks(10, **arguments)
+
+
+def test_index_out_of_range():
+    with pytest.raises(IndexError):
+        PictureTasks(10)[10]
+
+
+def test_drawing_is_fast():
+    dataset = PictureTasks(300)
+    start = time.process_time()
+    for i in range(300):
+        dataset[i]
+    assert (time.process_time() - start) / 300 < 0.004  # about 0.001 on one idle core
