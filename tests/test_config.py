@@ -7,7 +7,7 @@ import pytest
 
 from qvlkit.config import load_config, save_config, validate
 from qvlkit.config.load import redact
-from qvlkit.registry import HOOKS, MERGERS, OPTIMIZERS
+from qvlkit.registry import HOOKS, MERGERS, OPTIMIZERS, constructor_keys
 
 BASE = '''
 model = dict(merger=dict(type='NarrowMerger', merge_size=2, hidden=8), attention='sdpa')
@@ -113,7 +113,7 @@ def test_shipped_configs_are_found_from_any_folder(tmp_path, monkeypatch, name):
 def test_errors_in_a_python_config_name_file_and_line(tmp_path):
     message = refusal(write(tmp_path / 'c.py', 'seed = 0\nrun = [missing]\n'))
     assert 'c.py, line 2' in message and 'missing' in message
-    assert 'c.py, line 2' in refusal(write(tmp_path / 'd.py', 'seed = 0\nrun = [\n'))
+    assert 'd.py, line 2' in refusal(write(tmp_path / 'd.py', 'seed = 0\nrun = [\n'))
 
 
 # Refused files (nothing of them may be executed) ----------------------------------------------------------------
@@ -348,3 +348,14 @@ def test_every_shipped_config_is_valid():
     assert paths
     for path in paths:
         validate(load_config(path))
+
+
+def test_the_listed_keys_are_those_that_the_constructors_take():
+    from qvlkit.config import keys
+    from qvlkit.data.loader import PackedLoader
+    from qvlkit.data.processor import Processor
+    handed = {'tokenizer', 'geometry', 'num_tokens', 'position_ids', 'plan'}
+    assert set(constructor_keys(Processor)) - handed == set(keys.PROCESSOR)
+    assert set(keys.LOADER) - set(constructor_keys(PackedLoader)) <= {'rows_per_step'}
+    from_elsewhere = {'dataset', 'encode', 'collate', 'accumulation', 'seed', 'quarantine'}
+    assert set(constructor_keys(PackedLoader)) - set(keys.LOADER) == from_elsewhere

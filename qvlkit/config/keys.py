@@ -10,10 +10,11 @@ TOP_LEVEL = ('model', 'tokenizer', 'processor', 'stages', 'run', 'seed', 'work_d
 SHARED = ('model', 'tokenizer', 'processor', 'seed', 'precision', 'evaluation')
 STAGE = ('trainer', 'data', 'loader', 'max_steps', 'accumulation', 'max_grad_norm', 'parts', 'optimizer', 'schedule',
          'hooks', 'evaluation', 'model', 'processor', 'init')
-MODEL = ('vision_encoder', 'merger', 'position_encoding', 'language_model', 'attention')
-PROCESSOR = ('min_pixels', 'max_pixels')
-LOADER = ('row_length', 'rows_per_step', 'num_workers', 'on_error')
-PART = ('trainable', 'lr')
+MODEL = ('vision_encoder', 'merger', 'position_encoding', 'language_model', 'attention', 'image_mean',
+         'image_std')
+PROCESSOR = ('min_pixels', 'max_pixels', 'video_min_pixels', 'video_max_pixels', 'video_total_pixels')
+LOADER = ('row_length', 'chunk_size', 'num_workers', 'shuffle', 'on_error', 'max_errors')
+PART = ('trainable', 'lr', 'weight_decay')
 # Parts of the model that a stage may freeze or give a learning rate.
 PARTS = ('vision_encoder', 'merger', 'language_model')
 # Dicts whose keys are names that the user makes up; an entry may be removed by setting it to null.
