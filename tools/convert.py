@@ -3,6 +3,6 @@ import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from qvlkit.cli.convert import main  # noqa: E402
+from qvlkit.cli.convert import main
 
 raise SystemExit(main())

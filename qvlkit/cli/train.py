@@ -30,10 +30,12 @@ def parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument('config', metavar='CONFIG',
                         help='a .py, .yaml or .json config, or the name of a shipped one such as qwen25vl_tiny')
-    result.add_argument('--stages', metavar='A,B', help="run only these stages, in this order (default: the config's run)")
+    result.add_argument('--stages', metavar='A,B',
+                        help="run only these stages, in this order (default: the config's run)")
     result.add_argument('--set', metavar='KEY=VALUE', nargs='+', action='extend', default=[], dest='overrides',
                         help='change settings: key.path=value, where value is a number, a string, true, null or [a, b]')
-    result.add_argument('--resume', action='store_true', help='go on from the newest intact checkpoint in the work folder')
+    result.add_argument('--resume', action='store_true',
+                        help='go on from the newest intact checkpoint in the work folder')
     result.add_argument('--load-from', metavar='DIR', help='start the first stage from the weights of this checkpoint')
     result.add_argument('--dry-run', action='store_true', help='build everything and show it, but train nothing')
     result.add_argument('--work-dir', metavar='DIR', help="write here instead of the config's work_dir")
@@ -48,29 +50,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(arguments: argparse.Namespace) -> int | None:
     """What the parsed arguments ask for. Imports torch, so that --help need not."""
-    from qvlkit.config import load_config
+    from qvlkit.config import check_complete, load_config
     config = load_config(arguments.config, arguments.overrides)
-    stages = None
+    if arguments.work_dir is not None:
+        config.work_dir = arguments.work_dir
+    stages = list(config.get('run', []))
     if arguments.stages is not None:
         stages = [stage.strip() for stage in arguments.stages.split(',') if stage.strip()]
-        check_stages(stages, list(config.get('stages', {})))
+    check_complete(config, stages)
     if arguments.dry_run:
         from qvlkit.cli.dry_run import dry_run
         return dry_run(config, stages=stages)
     from qvlkit.train.recipe import run_recipe
     return run_recipe(config, stages=stages, resume=arguments.resume, load_from=arguments.load_from,
                       work_dir=arguments.work_dir)
-
-
-def check_stages(stages: list[str], known: list[str]) -> None:
-    """ValueError unless `stages` names at least one stage and only known ones."""
-    from qvlkit.registry import near_names
-    if not stages:
-        raise ValueError(f'--stages: expected the names of stages, separated by commas; stages: {", ".join(known)}')
-    for stage in stages:
-        if stage not in known:
-            raise ValueError(f'--stages: no stage is called {stage!r}{near_names(stage, known)}; '
-                             f'stages: {", ".join(known)}')
 
 
 if __name__ == '__main__':

@@ -6,8 +6,6 @@ from collections.abc import Collection
 
 TOP_LEVEL = ('model', 'tokenizer', 'processor', 'stages', 'run', 'seed', 'work_dir', 'precision', 'plugins',
              'evaluation', 'threads')
-# What stages share stands once at the top; a stage may override it.
-SHARED = ('model', 'tokenizer', 'processor', 'seed', 'precision', 'evaluation')
 STAGE = ('trainer', 'data', 'loader', 'max_steps', 'accumulation', 'max_grad_norm', 'parts', 'optimizer', 'schedule',
          'hooks', 'evaluation', 'model', 'processor', 'init')
 MODEL = ('vision_encoder', 'merger', 'position_encoding', 'language_model', 'attention', 'image_mean',
@@ -19,6 +17,9 @@ PART = ('trainable', 'lr', 'weight_decay')
 PARTS = ('vision_encoder', 'merger', 'language_model')
 # Dicts whose keys are names that the user makes up; an entry may be removed by setting it to null.
 NAMED = ('hooks', 'metrics', 'datasets', 'benchmarks')
+# What a run cannot do without.
+REQUIRED = ('model', 'tokenizer', 'stages', 'run', 'work_dir')
+REQUIRED_OF_STAGE = ('trainer', 'data', 'loader', 'max_steps', 'optimizer', 'schedule')
 # Keys that may be null.
 NULLABLE = ('max_grad_norm', 'evaluation', 'init', 'threads')
 

@@ -3,7 +3,7 @@ import logging
 from typing import Any
 
 from qvlkit import registry
-from qvlkit.config.keys import NAMED, known_keys
+from qvlkit.config.keys import NAMED, REQUIRED, REQUIRED_OF_STAGE, known_keys
 from qvlkit.registry import constructor_keys, near_names
 
 logger = logging.getLogger('qvlkit')
@@ -63,11 +63,34 @@ def validate(config: dict) -> None:
             names the full key path and near names.
     """
     _validate_dict(config, '')
-    stages = config.get('stages', {})
-    for name in config.get('run', []):
+    stages, run = config.get('stages', {}), config.get('run', [])
+    if not isinstance(run, list):
+        raise ValueError(f'run: expected a list of stages, got {run!r}')
+    for name in run:
         if name not in stages:
             raise ValueError(f'run: no stage is called {name!r}{near_names(name, list(stages))}; '
                              f'stages: {", ".join(stages)}')
+
+
+def check_complete(config: dict, stages: list[str]) -> None:
+    """Check that nothing which the run of these stages needs is absent.
+
+    Raises:
+        ValueError: A stage is not there, or a key is; names it.
+    """
+    known = list(config.get('stages', {}))
+    for key in REQUIRED:
+        if key not in config:
+            raise ValueError(f'{key}: the config lacks this key; a run needs: {", ".join(REQUIRED)}')
+    if not stages:
+        raise ValueError(f'run: no stage is named; stages: {", ".join(known)}')
+    for stage in stages:
+        if stage not in known:
+            raise ValueError(f'run: no stage is called {stage!r}{near_names(stage, known)}; stages: {", ".join(known)}')
+        for key in REQUIRED_OF_STAGE:
+            if key not in config['stages'][stage]:
+                raise ValueError(f'stages.{stage}.{key}: the config lacks this key; a stage needs: '
+                                 f'{", ".join(REQUIRED_OF_STAGE)}')
 
 
 def _validate_dict(config: dict, path: str) -> None:

@@ -11,7 +11,15 @@ import pytest
 from qvlkit.cli import list_parts, main, train
 
 ROOT = Path(__file__).parents[2]
-CONFIG = "stages = dict(sft=dict(max_steps=1))\nrun = ['sft']\nseed = 3\n"
+CONFIG = '''
+model = dict(attention='sdpa')
+tokenizer = dict(type='StandInTokenizer')
+stages = dict(sft=dict(trainer=dict(type='SFTTrainer'), data=dict(type='PictureTasks'), loader=dict(), max_steps=1,
+                       optimizer=dict(type='AdamW', lr=1e-3), schedule=dict(type='WarmupCosine')))
+run = ['sft']
+work_dir = 'out'
+seed = 3
+'''
 
 
 @pytest.fixture
@@ -53,8 +61,8 @@ def test_a_missing_config_is_one_line_and_exit_code_2(tmp_path):
 
 
 def test_arguments_reach_the_recipe(config, calls):
-    code = train.main([config, '--stages', 'sft', '--set', 'seed=4', 'stages.sft.max_steps=2', '--set', 'precision=fp32',
-                       '--resume', '--load-from', 'there', '--work-dir', 'here'])
+    code = train.main([config, '--stages', 'sft', '--set', 'seed=4', 'stages.sft.max_steps=2',
+                       '--set', 'precision=fp32', '--resume', '--load-from', 'there', '--work-dir', 'here'])
     (function, (loaded,), keywords), = calls
     assert code == 0 and function == 'run_recipe'
     assert (loaded.seed, loaded.stages.sft.max_steps, loaded.precision) == (4, 2, 'fp32')
@@ -68,11 +76,19 @@ def test_dry_run_trains_nothing(config, calls):
 
 @pytest.mark.parametrize('arguments, word', [
     (['--set', 'sede=4'], "did you mean 'seed'"), (['--stages', 'stf'], "did you mean 'sft'"),
-    (['--stages', ','], 'sft'), (['--set', 'seed'], 'key.path=value'),
+    (['--stages', ','], 'sft'), (['--set', 'run=[]'], 'run'), (['--set', 'seed'], 'key.path=value'),
 ])
 def test_a_users_mistake_is_exit_code_2(config, calls, capsys, arguments, word):
     assert train.main([config, *arguments]) == 2
     assert word in capsys.readouterr().err and not calls
+
+
+def test_a_missing_key_is_named_before_any_work(tmp_path, calls, capsys):
+    path = tmp_path / 'small.py'
+    for key, line in [('work_dir', "work_dir = 'out'\n"), ('stages.sft.max_steps', ' max_steps=1,')]:
+        path.write_text(CONFIG.replace(line, ''))
+        assert train.main([str(path)]) == 2
+        assert f'error: {key}: the config lacks' in capsys.readouterr().err and not calls
 
 
 @pytest.mark.parametrize('error, code', [(ValueError('a\nb'), 2), (FileNotFoundError('gone'), 2),
