@@ -47,9 +47,9 @@ def test_upside_down_is_what_it_says(tmp_path, monkeypatch):
     """On a photo that is dark above and bright below."""
     ramp = np.linspace(0, 255, 200).astype(np.uint8)[:, None, None].repeat(200, 1).repeat(3, 2)
     Image.fromarray(ramp).save(tmp_path / 'ramp.png')
-    monkeypatch.setattr('qvlkit.data.datasets.photo_questions.PHOTOS', {'ramp.png': ('a ramp', ('upright',))})
     dataset = PhotoQuestions(40, split='held_out', tasks=('upright',))
     dataset.folder = tmp_path
+    monkeypatch.setattr('qvlkit.data.datasets.photo_questions.PHOTOS', {'ramp.png': ('a ramp', ('upright',))})
     answers = []
     for i in range(40):
         rows = np.asarray(picture_of(dataset[i])).mean(axis=(1, 2))
@@ -61,7 +61,7 @@ def test_upside_down_is_what_it_says(tmp_path, monkeypatch):
 @HAS_PHOTOS
 def test_pictures_are_small_and_questions_suit_the_photo():
     dataset = PhotoQuestions(300, longer_side=(60, 90))
-    suited = {subject: others for subject, others in PHOTOS.values()}
+    suited = dict(PHOTOS.values())
     for i in range(100):
         sample = dataset[i]
         assert 28 <= min(picture_of(sample).size) and max(picture_of(sample).size) <= 90

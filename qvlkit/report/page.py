@@ -1,0 +1,238 @@
+"""The one writer of reports: a self-contained HTML page of text, tables, plots and pictures with boxes.
+
+Everything is inlined, so that a page can be mailed or kept beside a checkpoint, and all text is escaped. Colours follow
+the reader's light or dark setting.
+"""
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+SERIES = ('#3b7dd8', '#e08a1e', '#8a8f98', '#2f9e62', '#b5508f')  # of plots: legible on white and on near-black
+COLOURS = {'green': '#22a35a', 'red': '#e5484d', 'blue': '#3b7dd8', 'orange': '#e08a1e'}  # of boxes
+INK = '#808790'  # of axes: a middle grey for both settings
+
+STYLE = '''
+:root { color-scheme: light dark; --ink: #1c2024; --soft: #60666e; --ground: #fbfbfa; --card: #fff; --line: #e3e4e6;
+  --good: #1a8a4a; --bad: #cf3238; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8e9ea; --soft: #9aa0a8; --ground: #16181b; --card: #1e2125;
+  --line: #32363c; --good: #4cc07c; --bad: #f0696d; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif; }
+main { max-width: 66rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -.01em; margin: 0 0 .6rem; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .7rem; }
+p { margin: .4rem 0; max-width: 46rem; }
+p.soft { color: var(--soft); font-size: .92rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; margin: .6rem 0; }
+th { text-align: left; font-weight: 600; color: var(--soft); font-size: .85rem; }
+th, td { padding: .42rem 1.4rem .42rem 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
+td.number, th.number { text-align: right; }
+td strong { font-weight: 650; }
+figure { margin: 0; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem; }
+.plot { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem; margin: .6rem 0; }
+.plot img { display: block; width: 100%; height: auto; }
+.plot figcaption { font-weight: 600; font-size: .95rem; padding: 0 .3rem .4rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: 1rem; margin: .8rem 0; }
+.picture { background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
+.frame { display: flex; align-items: center; justify-content: center; height: 12rem; padding: .6rem;
+  background: color-mix(in srgb, var(--line) 35%, transparent); }
+.frame svg { width: 100%; height: 100%; display: block; }
+.picture figcaption { padding: .6rem .8rem .7rem; font-size: .88rem; line-height: 1.4; white-space: pre-line;
+  overflow-wrap: anywhere; border-top: 3px solid var(--line); }
+.picture.good figcaption { border-top-color: var(--good); }
+.picture.bad figcaption { border-top-color: var(--bad); }
+.mark { float: right; font-weight: 700; margin-left: .5rem; }
+.good .mark { color: var(--good); } .bad .mark { color: var(--bad); }
+'''
+
+
+class Picture(NamedTuple):
+    """A picture with its caption (lines are kept) and boxes.
+
+    boxes: ((x1, y1, x2, y2) in pixels of the picture, colour name or CSS colour, label or '').
+    good: True or False draws a right or wrong mark; None draws none.
+    """
+    image: Image.Image
+    caption: str = ''
+    boxes: Sequence[tuple[Sequence[float], str, str]] = ()
+    good: bool | None = None
+
+
+class Page:
+    """A report under construction. Methods add to its end and return the page.
+
+    Args:
+        title: First line of the page and title of its window.
+    """
+
+    def __init__(self, title: str):
+        self.title = title
+        self._blocks: list[str] = []
+
+    def heading(self, text: str) -> 'Page':
+        """A section's title."""
+        return self._add(f'<h2>{html.escape(text)}</h2>')
+
+    def text(self, text: str, *, soft: bool = False) -> 'Page':
+        """A paragraph; `soft` for a side remark."""
+        return self._add(f'<p{" class=soft" if soft else ""}>{html.escape(text)}</p>')
+
+    def table(self, header: Sequence[str], rows: Iterable[Sequence[Any]], *, bold: int | None = None) -> 'Page':
+        """A table; columns of numbers and percentages are set flush right, column `bold` in bold.
+
+        Raises:
+            ValueError: A row has another number of cells than the header.
+        """
+        rows = [[_cell(cell) for cell in row] for row in rows]
+        for row in rows:
+            if len(row) != len(header):
+                raise ValueError(f'a table with the columns {list(header)} got a row of {len(row)} cells: {row}')
+        numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(header))]
+        classes = [' class=number' if is_number else '' for is_number in numeric]
+        lines = ['<div class=wide><table><thead><tr>',
+                 *(f'<th{kind}>{html.escape(str(name))}</th>' for kind, name in zip(classes, header)),
+                 '</tr></thead><tbody>']
+        for row in rows:
+            cells = [f'<strong>{html.escape(cell)}</strong>' if i == bold else html.escape(cell)
+                     for i, cell in enumerate(row)]
+            lines.append('<tr>' + ''.join(f'<td{kind}>{cell}</td>' for kind, cell in zip(classes, cells)) + '</tr>')
+        return self._add('\n'.join([*lines, '</tbody></table></div>']))
+
+    def plot(self, title: str, series: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: str = '',
+             ylabel: str = '', *, log: bool = False) -> 'Page':
+        """Lines: name -> (xs, ys). A name that starts with '_' is drawn faintly and not named."""
+        from matplotlib.figure import Figure
+        figure = Figure(figsize=(6.4, 3.1), layout='constrained')
+        axes = figure.add_subplot()
+        shown = 0
+        for name, (xs, ys) in series.items():
+            faint = name.startswith('_')
+            axes.plot(xs, ys, color=SERIES[shown % len(SERIES)], linewidth=0.8 if faint else 2.0,
+                      alpha=0.35 if faint else 1.0, label=name)
+            shown += not faint
+        if log:
+            axes.set_yscale('log')
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        _finish(axes, legend=shown > 1)
+        return self._plot(title, figure)
+
+    def bars(self, title: str, groups: dict[str, dict[str, Any]], xlabel: str = '') -> 'Page':
+        """Level bars: group -> series -> value in [0, 1], or (value, low, high) to draw an interval."""
+        from matplotlib.figure import Figure
+        names = list(dict.fromkeys(name for values in groups.values() for name in values))
+        figure = Figure(figsize=(6.4, 0.9 + 0.26 * (len(names) + 0.8) * len(groups)), layout='constrained')
+        axes = figure.add_subplot()
+        colours = dict(zip(names[::-1], SERIES[:1] + SERIES[2:] if len(names) > 2 else SERIES))
+        for row, values in enumerate(groups.values()):
+            for i, (name, value) in enumerate(values.items()):
+                value, low, high = value if isinstance(value, tuple) else (value, None, None)
+                height = row + (i - (len(names) - 1) / 2) * 0.26
+                axes.barh(height, value, 0.22, color=colours[name], label=name if row == 0 else None,
+                          alpha=1.0 if name == names[-1] else 0.6)
+                if low is not None:
+                    axes.plot([low, high], [height, height], color=INK, linewidth=1.6)
+        axes.set_yticks(range(len(groups)), list(groups))
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(lambda value, _: f'{100 * value:.0f} %')
+        axes.set_xlabel(xlabel)
+        _finish(axes, legend=True, grid='x')
+        return self._plot(title, figure)
+
+    def pictures(self, pictures: Iterable[Picture | tuple]) -> 'Page':
+        """A grid of pictures: `Picture`s, or tuples of their fields."""
+        return self._add('<div class=pictures>\n' + '\n'.join(_figure(Picture(*picture)) for picture in pictures) +
+                         '\n</div>')
+
+    def html(self) -> str:
+        """The whole page."""
+        title, blocks, in_plots = html.escape(self.title), [], False
+        for block in self._blocks:
+            if block.startswith('<figure class=plot') != in_plots:  # neighbouring plots stand side by side
+                in_plots = not in_plots
+                blocks.append('<div class=plots>' if in_plots else '</div>')
+            blocks.append(block)
+        blocks += ['</div>'] if in_plots else []
+        return (f'<!doctype html>\n<html lang=en><head><meta charset=utf-8>'
+                f'<meta name=viewport content="width=device-width, initial-scale=1"><title>{title}</title>\n'
+                f'<style>{STYLE}</style></head>\n<body><main>\n<h1>{title}</h1>\n' + '\n'.join(blocks) +
+                '\n</main></body></html>\n')
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page to `path`, making its folder."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.html(), encoding='utf-8')
+        return path
+
+    def _add(self, block: str) -> 'Page':
+        self._blocks.append(block)
+        return self
+
+    def _plot(self, title: str, figure: Any) -> 'Page':
+        from matplotlib import rc_context
+        buffer = io.BytesIO()
+        with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': title}):  # small, and the same for the same data
+            figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None})
+        return self._add(f'<figure class=plot><figcaption>{html.escape(title)}</figcaption>'
+                         f'<img alt="{html.escape(title)}" src="{_data_uri(buffer.getvalue(), "image/svg+xml")}">'
+                         '</figure>')
+
+
+def _finish(axes: Any, *, legend: bool, grid: str = 'y') -> None:
+    """Quiet axes in a grey that both settings can show."""
+    axes.grid(axis=grid, color=INK, alpha=0.25, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ('top', 'right', *(['left'] if grid == 'y' else [])):
+        axes.spines[side].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(INK)
+    if legend:
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=4, loc='lower left', bbox_to_anchor=(0, 1.0),
+                    borderaxespad=0.2)
+
+
+def _figure(picture: Picture) -> str:
+    width, height = picture.image.size
+    buffer = io.BytesIO()
+    picture.image.convert('RGB').save(buffer, 'png')
+    shapes = [f'<image width="{width}" height="{height}" href="{_data_uri(buffer.getvalue(), "image/png")}"/>']
+    unit = max(width, height) / 100
+    for (x1, y1, x2, y2), colour, label in picture.boxes:
+        x1, x2 = sorted(min(max(float(x), 0.0), width) for x in (x1, x2))
+        y1, y2 = sorted(min(max(float(y), 0.0), height) for y in (y1, y2))
+        colour = html.escape(COLOURS.get(colour, colour))
+        shapes.append(f'<rect x="{x1:g}" y="{y1:g}" width="{x2 - x1:g}" height="{y2 - y1:g}" fill="none" '
+                      f'stroke="{colour}" stroke-width="{1.6 * unit:g}"/>')
+        if label:
+            shapes.append(f'<text x="{x1:g}" y="{max(y1 - unit, 6 * unit):g}" font-size="{6 * unit:g}" '
+                          f'fill="{colour}" paint-order="stroke" stroke="#fff" stroke-width="{unit:g}">'
+                          f'{html.escape(label)}</text>')
+    kind, mark = {None: ('', ''), True: (' good', '✓'), False: (' bad', '✗')}[picture.good]
+    mark = f'<span class=mark>{mark}</span>' if mark else ''
+    return (f'<figure class="picture{kind}"><div class=frame><svg viewBox="0 0 {width} {height}" role=img>'
+            f'{"".join(shapes)}</svg></div><figcaption>{mark}{html.escape(picture.caption)}</figcaption></figure>')
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f'data:{kind};base64,{base64.b64encode(data).decode()}'
+
+
+def _cell(value: Any) -> str:
+    return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def _is_number(cell: str) -> bool:
+    return cell[:1] in set('0123456789-+.–') and not any(letter.isalpha() and letter != 'e' for letter in cell)
