@@ -159,6 +159,8 @@ class Processor:
         frames = medium.source
         if isinstance(frames, np.ndarray) and frames.ndim == 4:
             frames = list(frames)
+        if not isinstance(frames, (list, tuple, str, bytes, Path)):
+            raise MediaError(f'expected a video as a list of frames, got {type(frames).__name__}', 'wrong_type')
         if not isinstance(frames, (list, tuple)):
             raise MediaError(f'video {_name(frames)}is a file: for now a video is given as a list of its frames',
                              'unsupported_video')

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 MAX_SOURCE_PIXELS = 89_478_485  # a quarter of a GiB of RGB, Pillow's own limit
@@ -144,9 +144,11 @@ def _open(file: Any, name: str) -> Image.Image:
             image = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(f'{name} is too large to decode: {error}', 'too_large') from error
-    except _DECODE_ERRORS as error:
+    except UnidentifiedImageError as error:
         found = 'looks like HTML or XML' if head.lstrip()[:1] == b'<' else f'begins with {head[:8]!r}'
         raise MediaError(f'{name} is not a picture ({", ".join(FORMATS)}): it {found}') from error
+    except _DECODE_ERRORS as error:
+        raise MediaError(f'{name} is broken: {error}') from error
     return _decode(image, name)
 
 
