@@ -17,12 +17,12 @@ def seed_everything(seed: int, *, config_key: str = 'seed') -> None:
     """Seed Python's, numpy's and torch's generators (all devices).
 
     Raises:
-        ValueError: `seed` is not an integer of 0 to 2**63 - 1.
+        ValueError: `seed` is not an integer of 0 to 2**32 - 1 (torch's CPU generator drops higher bits silently).
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2 ** 63:
-        raise ValueError(f'{config_key}: expected an integer of 0 to 2**63 - 1, got {seed!r}')
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2 ** 32:
+        raise ValueError(f'{config_key}: expected an integer of 0 to 2**32 - 1, got {seed!r}')
     random.seed(seed)
-    np.random.seed(stable_hash('numpy', seed) % 2 ** 32)
+    np.random.seed(seed)
     torch.manual_seed(seed)
 
 

@@ -66,13 +66,6 @@ def load_training_state(trainer, path: str | Path, *, strict: bool = False) -> C
     return checkpoint
 
 
-def load_weights(model: nn.Module, path: str | Path) -> Checkpoint:
-    """Load a checkpoint's weights alone, as where a stage starts from the one before; errors as above."""
-    checkpoint = load_checkpoint(path)
-    model.load_state_dict(_fitting_weights(model, checkpoint))
-    return checkpoint
-
-
 def _fitting_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """The checkpoint's weights, after their names and shapes were compared with the model's."""
     weights, ours = checkpoint.tensors(MODEL), model.state_dict()

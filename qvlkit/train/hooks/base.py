@@ -9,8 +9,8 @@
     after_run
 
 A hook reads the trainer's public attributes and keeps its own state; it changes neither weights nor data.
-`trainer.metrics` is a new dict at each step; its numbers may be tensors on the device. Reading one waits for the device,
-so hooks read every log interval only.
+`trainer.metrics` is a new dict at each step; its numbers may be tensors on the device. Reading one waits for the
+device, so hooks read every log interval only.
 """
 import torch
 
