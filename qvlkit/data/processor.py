@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from qvlkit.data.collate import collate
 from qvlkit.data.formats.boxes import boxes_to_text
 from qvlkit.data.formats.openai import read_messages
 from qvlkit.data.transforms.boxes import Size, resized_box
@@ -21,8 +22,21 @@ from qvlkit.data.transforms.chat_template import JINJA_TEMPLATE, TURN_END, Segme
 from qvlkit.data.transforms.load_media import MediaError, load_image
 from qvlkit.data.transforms.patchify import patchify_image, patchify_video
 from qvlkit.data.transforms.resize import resize_image, smart_resize, video_frame_limits
-from qvlkit.structures import (Box, EncodedSample, Grid, Layout, Media, PackedBatch, Sample, SampleError, TextSpan,
-                               Turn, VisionGeometry, VisionPlan, VisionSpan)
+from qvlkit.structures import (
+    Box,
+    EncodedSample,
+    Grid,
+    Layout,
+    Media,
+    PackedBatch,
+    Sample,
+    SampleError,
+    TextSpan,
+    Turn,
+    VisionGeometry,
+    VisionPlan,
+    VisionSpan,
+)
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the released model, for pixels in [0, 1]
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -119,7 +133,6 @@ class Processor:
 
     def __call__(self, messages: list[dict], add_generation_prompt: bool = False) -> PackedBatch:
         """Chat messages -> a batch of one sample."""
-        from qvlkit.data.collate import collate
         encoded = self.encode(self.from_messages(messages), generation_prompt=add_generation_prompt)
         return collate([encoded], plan=self.plan, geometry=self.geometry)
 

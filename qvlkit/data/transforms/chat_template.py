@@ -73,7 +73,7 @@ def render(turns: list[Turn], *, add_vision_id: bool = False, generation_prompt:
         _open_turn(writer, 'system')
         writer.text(DEFAULT_SYSTEM)
         _close_turn(writer)
-    numbers = {kind: 0 for kind in PLACEHOLDERS}
+    numbers = dict.fromkeys(PLACEHOLDERS, 0)
     media_index = 0
     for index, turn in enumerate(turns):
         if turn.role not in ROLES:

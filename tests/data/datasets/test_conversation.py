@@ -15,7 +15,8 @@ ANSWERED = [{'from': 'human', 'value': 'Q é'}, {'from': 'gpt', 'value': 'A'}]
 
 
 def record(value='<image>Q', image='a.png', **extra):
-    return {'image': image, 'conversations': [{'from': 'human', 'value': value}, {'from': 'gpt', 'value': 'A'}], **extra}
+    turns = [{'from': 'human', 'value': value}, {'from': 'gpt', 'value': 'A'}]
+    return {'image': image, 'conversations': turns, **extra}
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ def test_messages_with_images():
 def test_names_of_an_entry_are_used(tmp_path):
     path = info(tmp_path, {'file_name': 'x.json', 'formatting': 'sharegpt',
                            'columns': {'messages': 'chat', 'images': 'pics'},
-                           'tags': {'role_tag': 'who', 'content_tag': 'says', 'user_tag': 'me', 'assistant_tag': 'you'}})
+                           'tags': {'role_tag': 'who', 'content_tag': 'says', 'user_tag': 'me',
+                                    'assistant_tag': 'you'}})
     file_name, names, form = read_dataset_info(path, 'mine')
     assert (file_name, form) == ('x.json', 'sharegpt')
     record = {'chat': [{'who': 'me', 'says': '<image>'}, {'who': 'you', 'says': 'A'}], 'pics': ['p']}
