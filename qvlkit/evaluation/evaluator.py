@@ -83,7 +83,7 @@ class Evaluator:
     """
 
     def __init__(self, dataset, processor, *, metrics: dict[str, Any] | None = None, reference=None,
-                 batch_size: int = 64, keep: int = 8):
+                 batch_size: int = 64, keep: int = 10):
         if len(dataset) == 0:
             raise ValueError('evaluation: expected held-out samples, but the dataset has none')
         self.batch_size, self.keep = batch_size, keep

@@ -27,11 +27,11 @@ def write_training_report(path: str | Path, *, title: str, history: Sequence[dic
         summary: What to list of the run: model size, steps, seconds, machine.
     """
     page = Page(title)
-    page.text('Accuracy on held-out questions, none of which the model saw in training.')
+    page.text('Accuracy on held-out questions: pictures and crops that are not in the training data.')
     page.table(HEADER, comparison_rows(before, after), bold=HEADER.index('trained'))
-    for task, result in after.tasks.items():
-        page.text(f'Chance of {task}: {result.chance_by}.', soft=True)
-    page.bars('Accuracy', {task: _levels(task, before, after) for task in after.tasks}, 'held-out accuracy')
+    page.text('Chance is what an answer that ignores the picture would score: ' + '; '.join(
+        f'{task}: {result.chance_by}' for task, result in after.tasks.items()) + '.', soft=True)
+    page.bars('Held-out accuracy', {task: _levels(task, before, after) for task in after.tasks})
     _plot_history(page, history)
     if summary:
         page.heading('The run')

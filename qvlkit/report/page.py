@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-SERIES = ('#3b7dd8', '#e08a1e', '#8a8f98', '#2f9e62', '#b5508f')  # of plots: legible on white and on near-black
+SERIES = ('#3b7dd8', '#e08a1e', '#8a8f98', '#2f9e62', '#b5508f', '#6a5acd')  # of plots, on white and black
 COLOURS = {'green': '#22a35a', 'red': '#e5484d', 'blue': '#3b7dd8', 'orange': '#e08a1e'}  # of boxes
 INK = '#808790'  # of axes: a middle grey for both settings
+EDGE = '#b9bec6'  # of intervals, which lie half on a bar
 
 STYLE = '''
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #60666e; --ground: #fbfbfa; --card: #fff; --line: #e3e4e6;
@@ -36,8 +37,10 @@ th, td { padding: .42rem 1.4rem .42rem 0; border-bottom: 1px solid var(--line); 
 td.number, th.number { text-align: right; }
 td strong { font-weight: 650; }
 figure { margin: 0; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem;
+  align-items: start; }
 .plot { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem; margin: .6rem 0; }
+.plot.full { grid-column: 1 / -1; }
 .plot img { display: block; width: 100%; height: auto; }
 .plot figcaption { font-weight: 600; font-size: .95rem; padding: 0 .3rem .4rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: 1rem; margin: .8rem 0; }
@@ -45,17 +48,18 @@ figure { margin: 0; }
 .frame { display: flex; align-items: center; justify-content: center; height: 12rem; padding: .6rem;
   background: color-mix(in srgb, var(--line) 35%, transparent); }
 .frame svg { width: 100%; height: 100%; display: block; }
-.picture figcaption { padding: .6rem .8rem .7rem; font-size: .88rem; line-height: 1.4; white-space: pre-line;
-  overflow-wrap: anywhere; border-top: 3px solid var(--line); }
+.picture figcaption { padding: .6rem .8rem .7rem; font-size: .86rem; line-height: 1.45; color: var(--soft);
+  white-space: pre-line; overflow-wrap: anywhere; border-top: 3px solid var(--line); }
 .picture.good figcaption { border-top-color: var(--good); }
 .picture.bad figcaption { border-top-color: var(--bad); }
+figcaption b { color: var(--ink); font-weight: 600; }
 .mark { float: right; font-weight: 700; margin-left: .5rem; }
 .good .mark { color: var(--good); } .bad .mark { color: var(--bad); }
 '''
 
 
 class Picture(NamedTuple):
-    """A picture with its caption (lines are kept) and boxes.
+    """A picture with its caption (lines are kept, the first one is set bold) and boxes.
 
     boxes: ((x1, y1, x2, y2) in pixels of the picture, colour name or CSS colour, label or '').
     good: True or False draws a right or wrong mark; None draws none.
@@ -110,6 +114,7 @@ class Page:
              ylabel: str = '', *, log: bool = False) -> 'Page':
         """Lines: name -> (xs, ys). A name that starts with '_' is drawn faintly and not named."""
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator
         figure = Figure(figsize=(6.4, 3.1), layout='constrained')
         axes = figure.add_subplot()
         shown = 0
@@ -120,6 +125,9 @@ class Page:
             shown += not faint
         if log:
             axes.set_yscale('log')
+            axes.yaxis.set_major_formatter('{x:g}')
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            axes.yaxis.set_minor_formatter('{x:g}')
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         _finish(axes, legend=shown > 1)
@@ -129,24 +137,24 @@ class Page:
         """Level bars: group -> series -> value in [0, 1], or (value, low, high) to draw an interval."""
         from matplotlib.figure import Figure
         names = list(dict.fromkeys(name for values in groups.values() for name in values))
-        figure = Figure(figsize=(6.4, 0.9 + 0.26 * (len(names) + 0.8) * len(groups)), layout='constrained')
+        thick = 0.84 / len(names)
+        figure = Figure(figsize=(10.4, 0.8 + 0.125 * (len(names) + 0.8) * len(groups)), layout='constrained')
         axes = figure.add_subplot()
-        colours = dict(zip(names[::-1], SERIES[:1] + SERIES[2:] if len(names) > 2 else SERIES))
+        colours = dict(zip(names[::-1], SERIES))
         for row, values in enumerate(groups.values()):
             for i, (name, value) in enumerate(values.items()):
                 value, low, high = value if isinstance(value, tuple) else (value, None, None)
-                height = row + (i - (len(names) - 1) / 2) * 0.26
-                axes.barh(height, value, 0.22, color=colours[name], label=name if row == 0 else None,
-                          alpha=1.0 if name == names[-1] else 0.6)
+                height = row + (i - (len(names) - 1) / 2) * thick
+                axes.barh(height, value, 0.86 * thick, color=colours[name], label=name if row == 0 else None)
                 if low is not None:
-                    axes.plot([low, high], [height, height], color=INK, linewidth=1.6)
+                    axes.plot([low, high], [height, height], color=EDGE, linewidth=1.8)
         axes.set_yticks(range(len(groups)), list(groups))
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(lambda value, _: f'{100 * value:.0f} %')
         axes.set_xlabel(xlabel)
         _finish(axes, legend=True, grid='x')
-        return self._plot(title, figure)
+        return self._plot(title, figure, 'plot full')
 
     def pictures(self, pictures: Iterable[Picture | tuple]) -> 'Page':
         """A grid of pictures: `Picture`s, or tuples of their fields."""
@@ -157,7 +165,7 @@ class Page:
         """The whole page."""
         title, blocks, in_plots = html.escape(self.title), [], False
         for block in self._blocks:
-            if block.startswith('<figure class=plot') != in_plots:  # neighbouring plots stand side by side
+            if block.startswith('<figure class="plot') != in_plots:  # neighbouring plots stand side by side
                 in_plots = not in_plots
                 blocks.append('<div class=plots>' if in_plots else '</div>')
             blocks.append(block)
@@ -178,12 +186,12 @@ class Page:
         self._blocks.append(block)
         return self
 
-    def _plot(self, title: str, figure: Any) -> 'Page':
+    def _plot(self, title: str, figure: Any, kind: str = 'plot') -> 'Page':
         from matplotlib import rc_context
         buffer = io.BytesIO()
         with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': title}):  # small, and the same for the same data
             figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None})
-        return self._add(f'<figure class=plot><figcaption>{html.escape(title)}</figcaption>'
+        return self._add(f'<figure class="{kind}"><figcaption>{html.escape(title)}</figcaption>'
                          f'<img alt="{html.escape(title)}" src="{_data_uri(buffer.getvalue(), "image/svg+xml")}">'
                          '</figure>')
 
@@ -196,7 +204,7 @@ def _finish(axes: Any, *, legend: bool, grid: str = 'y') -> None:
         axes.spines[side].set_visible(False)
     for spine in axes.spines.values():
         spine.set_color(INK)
-    axes.tick_params(colors=INK, length=0, labelsize=9)
+    axes.tick_params(which='both', colors=INK, length=0, labelsize=9)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set_color(INK)
     if legend:
@@ -222,8 +230,9 @@ def _figure(picture: Picture) -> str:
                           f'{html.escape(label)}</text>')
     kind, mark = {None: ('', ''), True: (' good', '✓'), False: (' bad', '✗')}[picture.good]
     mark = f'<span class=mark>{mark}</span>' if mark else ''
+    first, _, rest = html.escape(picture.caption).partition('\n')
     return (f'<figure class="picture{kind}"><div class=frame><svg viewBox="0 0 {width} {height}" role=img>'
-            f'{"".join(shapes)}</svg></div><figcaption>{mark}{html.escape(picture.caption)}</figcaption></figure>')
+            f'{"".join(shapes)}</svg></div><figcaption>{mark}<b>{first}</b>\n{rest}</figcaption></figure>')
 
 
 def _data_uri(data: bytes, kind: str) -> str:
