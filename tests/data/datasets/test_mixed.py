@@ -22,7 +22,8 @@ def mixture(seed=0, size=4000):
 
 
 def test_shares_follow_the_weights_and_sources_are_the_parts_names():
-    sources = [mixture()[i].source for i in range(4000)]
+    mixed = mixture()
+    sources = [mixed[i].source for i in range(4000)]
     assert 2880 <= sources.count('many') <= 3120 and sources.count('many') + sources.count('few') == 4000
 
 
