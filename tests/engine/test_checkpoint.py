@@ -126,10 +126,25 @@ def test_a_step_can_be_saved_again_and_no_kill_loses_it(tmp_path):
         save_checkpoint(root, 5, **contents(5), keep=1)
         assert_is(load_checkpoint(root, strict=True), 5)
         assert [path.name for path in checkpoints(root)] == ['step_5']
-    root = tmp_path / 'between the renames'
-    save_checkpoint(root, 5, **contents(5))
-    os.rename(root / 'step_5', root / 'step_5.old')
-    assert_is(load_checkpoint(root), 5)
+
+
+@pytest.mark.parametrize('renames', [0, 1, 2])
+def test_a_kill_between_the_renames_of_a_second_save_loses_nothing(tmp_path, renames, monkeypatch):
+    save_checkpoint(tmp_path, 5, **contents(5), keep=1)
+    left, rename = [renames], os.rename
+
+    def rename_or_die(source, target) -> None:
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        rename(source, target)
+
+    monkeypatch.setattr(os, 'rename', rename_or_die)  # only the child's renames are counted
+    assert run_killed(tmp_path, 5, 'no such point', keep=1) == -signal.SIGKILL
+    monkeypatch.undo()
+    assert_is(load_checkpoint(tmp_path), 5)
+    save_checkpoint(tmp_path, 5, **contents(5), keep=1)
+    assert [path.name for path in checkpoints(tmp_path)] == ['step_5'] and not list(tmp_path.glob('*.tmp'))
 
 
 def run_killed(root: Path, step: int, point: str, **options) -> int:
