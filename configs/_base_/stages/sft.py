@@ -5,7 +5,7 @@ Source: Qwen2.5-VL Technical Report, arXiv 2502.13923, section 2.3.1. The rates 
 stages = dict(sft=dict(
     trainer=dict(type='SFTTrainer'),
     data=dict(type='ConversationDataset', path='data/sft.json'),
-    loader=dict(row_length=8192, rows_per_step=8, num_workers=2, on_error='raise'),
+    loader=dict(row_length=8192, num_workers=2, on_error='raise'),
     max_steps=1000, accumulation=8, max_grad_norm=1.0,
     parts=dict(vision_encoder=dict(trainable=False), merger=dict(trainable=True), language_model=dict(trainable=True)),
     optimizer=dict(type='AdamW', lr=1e-5, weight_decay=0.0, betas=[0.9, 0.95]),

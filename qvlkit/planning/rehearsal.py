@@ -1,0 +1,63 @@
+"""One row of a training step on fake tensors: every shape is checked and nothing is computed or allocated.
+
+A fake tensor has a shape, a type and a device, and no values (torch's FakeTensorMode). A model of any size passes
+forward and backward this way on a laptop, through the same code as in training.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from qvlkit.planning.memory import saved_activations
+from qvlkit.structures import PackedBatch
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a row's pass through the model showed.
+
+    chain: (name, shape) from the patches to the loss; activations: bytes that autograd keeps for the backward pass;
+    gradients: part -> parameters that received a gradient.
+    """
+    chain: list[tuple[str, tuple[int, ...]]]
+    activations: int
+    gradients: dict[str, int]
+
+
+def rehearse(build: Callable[[], nn.Module], prepare: Callable[[nn.Module], Callable], batch: PackedBatch, *,
+             compute_dtype: torch.dtype) -> Rehearsal:
+    """Forward and backward of one row.
+
+    Args:
+        build: Makes the model; called where whatever it makes is fake.
+        prepare: Model -> compute_loss (batch -> sum of the losses), after freezing what does not train.
+        batch: Real; only its shapes matter.
+        compute_dtype: Type of matrix products; parameters keep theirs.
+
+    Raises:
+        Whatever a wrong shape makes torch raise, with torch's own message.
+    """
+    chain = [('image patches', tuple(batch.image_patches.shape)), ('video patches', tuple(batch.video_patches.shape))]
+
+    def note(name: str) -> Callable:
+        return lambda module, inputs, output: chain.append((name, tuple(output.shape)))
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = build()
+        compute_loss = prepare(model)
+        for part, name in (('vision_encoder', 'features'), ('merger', 'visual tokens'),
+                           ('language_model', 'hidden states')):
+            getattr(model, part).register_forward_hook(note(name))
+        model.train()
+        with saved_activations(model) as sizes, torch.autocast('cpu', compute_dtype, enabled=compute_dtype.itemsize < 4):
+            loss = compute_loss(batch)
+        chain += [('target rows', tuple(batch.target_rows.shape)), ('loss', tuple(loss.shape))]
+        loss.backward()
+    gradients: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            part = name.partition('.')[0]
+            gradients[part] = gradients.get(part, 0) + parameter.numel()
+    return Rehearsal([item for item in chain if item[1][:1] != (0,)], sum(sizes), gradients)

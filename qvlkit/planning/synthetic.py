@@ -1,0 +1,45 @@
+"""Samples that stand in for data that is not at hand: one of each kind, in a fixed order, always the same.
+
+Kinds: text alone, one image, several images of different sizes, the frames of a video.
+"""
+import numpy as np
+from PIL import Image
+
+from qvlkit.structures import Media, Sample, Turn
+
+KINDS = ('text', 'one image', 'several images', 'video frames')
+# (width, height) in pixels; most are whole attention windows of the released encoder, and one is not.
+IMAGE_SIZES = ((448, 336), (224, 224), (336, 336), (280, 504))
+VIDEO_SIZE, VIDEO_FRAMES, VIDEO_FPS = (336, 336), 8, 2.0
+ANSWER = 'A plain answer of a few dozen words, as long as answers in a conversation usually are: it names what there is '
+
+
+class SyntheticSamples:
+    """A dataset without end: sample i is of kind KINDS[i % 4]."""
+    name = 'synthetic'
+
+    def __init__(self, size: int = 4096):
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.size:
+            raise IndexError(f'{self.name}: index {index} of {self.size}')
+        kind = KINDS[index % len(KINDS)]
+        if kind == 'text':
+            media = []
+        elif kind == 'video frames':
+            media = [Media('video', [_picture(VIDEO_SIZE, frame) for frame in range(VIDEO_FRAMES)], fps=VIDEO_FPS)]
+        else:
+            sizes = IMAGE_SIZES[:1] if kind == 'one image' else IMAGE_SIZES[1:]
+            media = [Media('image', _picture(size, number)) for number, size in enumerate(sizes)]
+        turns = [Turn('user', [*media, 'What is there, and what is it for?']), Turn('assistant', [ANSWER])]
+        return Sample(f'{self.name}/{kind}[{index}]', turns, self.name)
+
+
+def _picture(size: tuple[int, int], shade: int) -> Image.Image:
+    """A plain picture: what it shows costs nothing and changes nothing."""
+    width, height = size
+    return Image.fromarray(np.full((height, width, 3), 16 * shade % 256, dtype=np.uint8))
