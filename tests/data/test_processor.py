@@ -64,6 +64,20 @@ def test_one_sample_in_full():
     assert sample.turns[0].content[0].pixels is None  # the sample is not changed
 
 
+def test_layout_of_several_media_covers_their_rows():
+    processor = make()
+    content = ['a', Media('image', image()), 'bc', Media('image', image(56, 56)), Media('image', image(84, 56)), 'd']
+    encoded = processor.encode(Sample('s', [Turn('user', content)]))
+    rows, start = [], 0
+    for span in processor.layouts[0]:
+        if isinstance(span, VisionSpan):
+            rows += range(start, start + span.length)
+        start += span.length
+    assert encoded.visual_rows.tolist() == rows and start == encoded.length
+    assert [span.grid for span in processor.layouts[0][1::2]] == [(1, 3, 2), (1, 2, 2), (1, 2, 3)]
+    assert [span.length for span in processor.layouts[0][2:5:2]] == [4, 2]
+
+
 def test_every_answer_of_a_conversation_is_a_target():
     turns = [Turn('user', ['a']), Turn('assistant', ['b']), Turn('user', ['c']), Turn('assistant', ['d'])]
     assert targets_of(make().encode(Sample('s', turns))) == 'b<|im_end|>\nd<|im_end|>\n'
