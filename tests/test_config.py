@@ -227,7 +227,8 @@ def test_overrides_are_typed_data(base, override, expected):
     ('seed', ['seed', 'key.path=value']), ('=3', ['key.path=value']), ('a..b=3', ['key.path=value']),
     ('model.merger.type=subprocess.getoutput', ['model.merger.type', 'subprocess.getoutput']),
     ('model.merger.type=WydeMerger', ['model.merger.type', "did you mean 'WideMerger'"]),
-    ('stages.sft.hooks.new.interval=3', ['stages.sft.hooks.new']),
+    ('stages.sft.hooks.new.interval=3', ['stages.sft.hooks has no entry', "'new'", 'stages.sft.hooks.new.type']),
+    ('model.merger.typ=WideMerger', ['model.merger.typ', "did you mean 'type'"]),
     ('stages.sft.hooks.nothing=null', ['stages.sft.hooks.nothing', 'log']),
     ('custom_imports.imports=[os]', ['custom_imports']),
 ])

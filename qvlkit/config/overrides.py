@@ -96,8 +96,12 @@ def _check_known(node: dict, path: str, key: str) -> None:
     """Refuse a key that neither the constructor nor the list of known keys takes."""
     if 'type' in node:
         known = constructor_keys(find_part(node['type'], path))
+        known = None if known is None else ['type', *known]
     elif is_named(path) or (key == 'type' and not node):
         return
+    elif not node and is_named(path.rpartition('.')[0]):
+        outer, _, name = path.rpartition('.')
+        raise ValueError(f'{outer} has no entry {name!r}; to add one, give {path}.type')
     else:
         known = list(known_keys(path) or node)
     if known is not None and key not in known:
@@ -105,7 +109,7 @@ def _check_known(node: dict, path: str, key: str) -> None:
 
 
 def _unknown(path: str, key: str, known: list[str]) -> None:
-    raise ValueError(f'the config has no key {path}{near_names(key, known)}; known there: {", ".join(known)}')
+    raise ValueError(f'the config has no key {path}{near_names(key, known)}; known there: {", ".join(known) or "none"}')
 
 
 def _default(node: dict, path: str, key: str) -> Any:
