@@ -19,7 +19,7 @@ from qvlkit.data.tokenizers import StandInTokenizer
 from qvlkit.engine.optimizer import build_optimizer, trainable_table
 from qvlkit.engine.strategies.single import SingleDevice
 from qvlkit.models.builder import build_model
-from qvlkit.planning.flops import batch_flops
+from qvlkit.planning.flops import batch_flops, format_flops
 from qvlkit.planning.memory import Memory, format_bytes, head_memory, model_memory
 from qvlkit.planning.parameters import count_parameters
 from qvlkit.planning.readiness import AbsentPath, absent_paths, vocabulary_rows
@@ -173,11 +173,12 @@ class _StageRun:
     def _print_flops(self, model: nn.Module, row: PackedBatch, trains: dict[str, bool]) -> None:
         rows = self.stage.get('accumulation', 1)
         parts = batch_flops(model, row, trains)
-        output = _table('operations of a step', 'forward', 'backward', right=(1, 2))
+        output = _table('operations of a step', 'forward', 'backward', 'both', right=(1, 2, 3))
         for part in parts:
-            output.add_row(part.part, f'{rows * part.forward / 1e12:,.3g} T', f'{rows * part.backward / 1e12:,.3g} T')
+            output.add_row(part.part, format_flops(rows * part.forward), format_flops(rows * part.backward),
+                           format_flops(rows * part.total))
         output.add_section()
-        output.add_row('total', f'{rows * sum(part.total for part in parts) / 1e12:,.4g} TFLOP', '')
+        output.add_row('total', '', '', format_flops(rows * sum(part.total for part in parts)))
         self.console.print(output)
 
     def _print_memory(self, memory: Memory) -> None:

@@ -48,3 +48,14 @@ def batch_flops(model: nn.Module, batch: PackedBatch, trainable: Mapping[str, bo
         gradient_passes = gradient_passes or trains
         rows.append(PartFlops(part, operations, operations * (gradient_passes + trains)))
     return rows
+
+
+def format_flops(count: float) -> str:
+    """1.5e12 -> '1.50 TFLOP'."""
+    for unit in ('', 'K', 'M', 'G', 'T'):
+        if count < 1000:
+            break
+        count /= 1000
+    else:
+        unit = 'P'
+    return f'{count:,.2f} {unit}FLOP'

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from qvlkit.losses.cross_entropy import LinearCrossEntropy
+from qvlkit.planning.flops import batch_flops, format_flops
+
+FROZEN = [{}, {'vision_encoder': False}, {'vision_encoder': False, 'merger': False},
+          {'vision_encoder': False, 'language_model': False}]
+
+
+def counted(small, trainable):
+    """Operations that torch itself counts, with attention as matrix products: those of the masked half too."""
+    model = small.build(seed=0)
+    for part, trains in trainable.items():
+        getattr(model, part).requires_grad_(trains)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        hidden = model(small.row)
+        LinearCrossEntropy()(hidden.index_select(0, small.row.target_rows), model.language_model.head_weight,
+                             small.row.target_ids).backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize('trainable', FROZEN, ids=str)
+def test_close_to_what_torch_counts(small, trainable):
+    model = small.build(device='meta')
+    parts = batch_flops(model, small.row, trainable)
+    language = model.language_model
+    masked_half = language.depth * 2 * language.width * sum(n * (n - 1) for n in small.row.attention.lengths_q)
+    ours = sum(part.total for part in parts) + masked_half * parts[-1].total / parts[-1].forward
+    tolerance = 0.02 if trainable.get('language_model', True) else 0.08  # a frozen part's attention counts too low
+    assert ours == pytest.approx(counted(small, trainable), rel=tolerance)
+
+
+def test_backward_follows_the_gradient(small):
+    model = small.build(device='meta')
+
+    def ratios(**trainable):
+        return [part.backward / part.forward for part in batch_flops(model, small.row, trainable)]
+
+    assert ratios() == [2, 2, 2]
+    assert ratios(vision_encoder=False) == [0, 2, 2]
+    assert ratios(vision_encoder=False, language_model=False) == [0, 2, 1]
+    assert ratios(merger=False) == [2, 1, 2]
+
+
+def test_the_head_runs_on_supervised_rows_alone(small):
+    model = small.build(device='meta').language_model
+    lengths = small.row.attention.lengths_q
+    more = model.flops(lengths, 100) - model.flops(lengths, 0)
+    assert more == 100 * 2 * model.width * model.vocab_size
+    part = batch_flops(small.build(device='meta'), small.row, {})[-1]
+    assert part.forward == model.flops(lengths, small.row.num_targets)
+    assert 0 < small.row.num_targets < torch.tensor(lengths).sum()
+
+
+def test_units():
+    assert format_flops(1.5e12) == '1.50 TFLOP'
+    assert format_flops(2.782e16) == '27.82 PFLOP'
+    assert format_flops(3e18) == '3,000.00 PFLOP'

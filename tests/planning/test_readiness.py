@@ -1,0 +1,68 @@
+import copy
+
+import pytest
+
+from qvlkit.planning.readiness import absent_paths, check_ready
+
+STAGE = dict(trainer=dict(type='SFTTrainer'), data=dict(type='ConversationDataset', path='data/none.json'),
+             parts=dict(vision_encoder=dict(trainable=False)), optimizer=dict(type='AdamW', lr=1e-5))
+
+
+@pytest.fixture
+def config(small):
+    model = copy.deepcopy(small.config)
+    model['language_model']['vocab_size'] = 512
+    return dict(model=model, tokenizer=dict(type='HFTokenizer', path='nowhere'), run=['sft'],
+                stages=dict(sft=copy.deepcopy(STAGE)))
+
+
+def test_every_reason_in_one_sentence(config):
+    with pytest.raises(ValueError) as error:
+        check_ready(config, device_bytes=1000)
+    text = str(error.value)
+    assert "tokenizer.path: no such folder 'nowhere'" in text
+    assert "stages.sft.data.path: no such file 'data/none.json'" in text
+    assert 'model: ' in text and 'parameters need' in text and '1,000 B' in text
+    assert '\n' not in text
+
+
+def test_ready(config, tmp_path):
+    (tmp_path / 'data.json').write_text('[]')
+    config['tokenizer']['path'] = str(tmp_path)
+    config['stages']['sft']['data']['path'] = str(tmp_path / 'data.json')
+    check_ready(config)
+    with pytest.raises(ValueError, match='^model: .*parameters need'):
+        check_ready(config, device_bytes=10_000)
+
+
+def test_frozen_parts_need_less(config, tmp_path):
+    config['tokenizer'], config['stages']['sft']['data'] = dict(type='ByteLevelBPE', vocab_size=512), {}
+    limit = 20 * 2**20
+    config['stages']['sft']['parts'] = dict(vision_encoder=dict(trainable=False), merger=dict(trainable=False))
+    check_ready(config, device_bytes=limit)
+    config['stages']['sft']['parts'] = {}
+    with pytest.raises(ValueError, match='model: '):
+        check_ready(config, device_bytes=limit)
+
+
+def test_paths_inside_a_mixture_are_found_by_their_key(config):
+    part = dict(dataset=dict(type='ConversationDataset', path='gone.jsonl', media_root='gone'), weight=1.0)
+    config['stages']['sft']['data'] = dict(type='MixedDataset', size=10, parts=dict(chat=part))
+    assert [str(path) for path in absent_paths(config, ['sft'])] == [
+        "tokenizer.path: no such folder 'nowhere'",
+        "stages.sft.data.parts.chat.dataset.path: no such file 'gone.jsonl'",
+        "stages.sft.data.parts.chat.dataset.media_root: no such folder 'gone'"]
+
+
+def test_a_stage_that_does_not_run_is_not_asked(config):
+    config['stages']['other'] = copy.deepcopy(STAGE)
+    with pytest.raises(ValueError) as error:
+        check_ready(config, ['other'], device_bytes=2**40)
+    assert 'stages.sft' not in str(error.value) and 'stages.other.data.path' in str(error.value)
+
+
+def test_a_model_that_a_stage_replaces_is_named_there(config):
+    config['tokenizer'] = dict(type='ByteLevelBPE', vocab_size=512)
+    config['stages']['sft'] |= dict(data={}, model=copy.deepcopy(config['model']))
+    with pytest.raises(ValueError, match='^stages.sft.model: '):
+        check_ready(config, device_bytes=1)
