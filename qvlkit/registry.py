@@ -56,7 +56,7 @@ class Registry(MMEngineRegistry):
                              f'registered: {", ".join(self.names())}')
         return part
 
-    def build(self, config: dict, *, config_key: str = '', **injected: Any) -> Any:
+    def build(self, config: dict, /, *, config_key: str = '', **injected: Any) -> Any:
         """Call the constructor that `config['type']` names with the other keys of `config`.
 
         Args:
@@ -89,11 +89,18 @@ class Registry(MMEngineRegistry):
 
 
 def constructor_keys(part: Any) -> list[str] | None:
-    """Names of the arguments a constructor takes; None if it takes any keyword."""
-    parameters = inspect.signature(part).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return [parameter.name for parameter in parameters]
+    """Names of the arguments a constructor takes; None if it takes any keyword.
+
+    A subclass that hands **arguments on takes what its base class takes, too.
+    """
+    keys: dict[str, None] = {}
+    for constructor in [part, *getattr(part, '__mro__', ())[1:-1]]:
+        parameters = inspect.signature(constructor).parameters.values()
+        keys |= {parameter.name: None for parameter in parameters
+                 if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return list(keys)
+    return None
 
 
 def near_names(name: Any, candidates: list[str]) -> str:

@@ -1,0 +1,117 @@
+"""From a config to trained stages: builds what a stage names, joins it, and runs the stages in order."""
+import logging
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qvlkit.config import save_config
+from qvlkit.config.load import redact
+from qvlkit.convert.huggingface import load_weights
+from qvlkit.data.collate import collate
+from qvlkit.data.formats.boxes import boxes_to_text
+from qvlkit.data.loader import PackedLoader
+from qvlkit.data.processor import Processor
+from qvlkit.data.transforms.chat_template import render
+from qvlkit.engine.checkpoint import checkpoints
+from qvlkit.engine.optimizer import build_optimizer
+from qvlkit.engine.seed import seed_everything
+from qvlkit.engine.strategies.single import SingleDevice
+from qvlkit.models.builder import build_model
+from qvlkit.registry import DATASETS, HOOKS, SCHEDULES, TOKENIZERS, TRAINERS
+from qvlkit.structures import Turn
+from qvlkit.train.trainer import Trainer
+
+logger = logging.getLogger('qvlkit')
+
+SAMPLES_FOR_TOKENIZER = 2000  # a tokenizer that is trained on the run's own data reads this many of its samples
+
+
+def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = False, load_from: str | None = None,
+               work_dir: str | None = None) -> None:
+    """Train the stages one after the other, each from the weights of the one before.
+
+    Args:
+        config: Resolved; see `qvlkit.config.load_config`.
+        stages: Names to run, in order; the config's `run` if absent.
+        resume: Go on from the newest intact checkpoint of the (first) stage.
+        load_from: Checkpoint or Hugging Face folder whose weights the first stage starts from.
+        work_dir: Instead of the config's.
+
+    Raises:
+        ValueError: Something the run needs is absent or does not fit; raised before any step.
+    """
+    folder = Path(work_dir or config['work_dir'])
+    stages = stages or list(config['run'])
+    if config.get('threads'):
+        torch.set_num_threads(config['threads'])
+    for name in stages:
+        stage_folder = folder / name
+        if not resume and checkpoints(stage_folder):
+            raise ValueError(f'work_dir: {stage_folder} holds the checkpoints of an earlier run; go on with --resume, or '
+                             'choose another folder with --work-dir')
+    for name in stages:
+        trainer = build_stage(config, name, folder / name, load_from=load_from)
+        save_config(config, folder / 'config.json')
+        if resume:
+            trainer.resume()
+            resume = False
+        logger.info('stage %s: steps %d to %d, writing into %s', name, trainer.step + 1, trainer.max_steps,
+                    trainer.work_dir)
+        trainer.fit()
+        load_from = str(trainer.work_dir)
+
+
+def build_stage(config: dict, name: str, work_dir: Path, *, load_from: str | None = None) -> Trainer:
+    """The trainer of one stage, with everything in it."""
+    if name not in config['stages']:
+        raise ValueError(f'run: no stage is called {name!r}; stages: {", ".join(config["stages"])}')
+    stage, key = config['stages'][name], f'stages.{name}'
+    seed = config.get('seed', 0)
+    seed_everything(seed)
+    strategy = SingleDevice(config.get('precision', 'auto'))
+    dataset = DATASETS.build(stage['data'], config_key=f'{key}.data')
+    tokenizer = build_tokenizer(config['tokenizer'], dataset)
+    model_config = stage.get('model', config['model'])
+    # The data pipeline gets the rules of a model without weights: it travels to worker processes.
+    rules = build_model(model_config, vocab_size=tokenizer.vocab_size, device='meta')
+    processor = build_processor(rules, tokenizer, stage.get('processor', config.get('processor', {})))
+    loader = PackedLoader(dataset, processor.encode,
+                          partial(collate, plan=rules.vision_encoder.plan, geometry=rules.geometry), seed=seed,
+                          accumulation=stage.get('accumulation', 1), pin_memory=strategy.device.type == 'cuda',
+                          quarantine=work_dir / 'quarantine.jsonl', **stage['loader'])
+    model = build_model(model_config, vocab_size=tokenizer.vocab_size, seed=seed)
+    if load_from is not None:
+        load_weights(model, load_from)
+    model = strategy.prepare(model)
+    optimizer = build_optimizer(model, stage.get('parts', {}), stage['optimizer'], config_key=f'{key}.optimizer')
+    schedule = SCHEDULES.build(stage['schedule'], config_key=f'{key}.schedule', optimizer=optimizer,
+                               max_steps=stage['max_steps'])
+    hooks = [HOOKS.build(hook, config_key=f'{key}.hooks.{hook_name}')
+             for hook_name, hook in stage.get('hooks', {}).items() if hook]
+    return TRAINERS.build(
+        stage['trainer'], config_key=f'{key}.trainer', model=model, loader=loader, optimizer=optimizer,
+        schedule=schedule, strategy=strategy, hooks=hooks, max_steps=stage['max_steps'],
+        max_grad_norm=stage.get('max_grad_norm'), work_dir=work_dir, stage=name, config=redact(config),
+        processor=processor)
+
+
+def build_tokenizer(config: dict, dataset: Any) -> Any:
+    """The tokenizer that the config names; one that learns its vocabulary reads the dataset's own texts."""
+    return TOKENIZERS.build(config, config_key='tokenizer', texts=dataset_texts(dataset))
+
+
+def build_processor(model: nn.Module, tokenizer: Any, limits: dict) -> Processor:
+    """Joins the data pipeline to the rules of the model's parts."""
+    return Processor(tokenizer, model.geometry, num_tokens=model.merger.num_tokens,
+                     position_ids=model.position_encoding.ids, plan=model.vision_encoder.plan, **limits)
+
+
+def dataset_texts(dataset: Any) -> Iterator[str]:
+    """Every text of the first samples as a model reads it: with role names, system turn and boxes written out."""
+    for index in range(min(len(dataset), SAMPLES_FOR_TOKENIZER)):
+        turns = [Turn(turn.role, boxes_to_text(turn.content)) for turn in dataset[index].turns]
+        yield from (segment.text for segment in render(turns) if segment.kind == 'text')

@@ -1,0 +1,107 @@
+"""The loop: the only one in qvlkit, with the only backward().
+
+A trainer turns rows of packed samples into optimizer steps. What is trained for is `compute_loss`, which sft.py and its
+siblings define; everything that only watches or saves is a hook (train/hooks/).
+"""
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qvlkit.engine.seed import rng_state, set_rng_state
+from qvlkit.structures import PackedBatch
+from qvlkit.train.checkpointing import load_training_state, save_training_state
+from qvlkit.train.hooks.base import Hook
+
+
+class Trainer(ABC):
+    """Trains one stage.
+
+    Args:
+        model: A VLM, placed by the strategy.
+        loader: Iterating gives the rows of one step after another, without end; has state_dict and load_state_dict.
+        optimizer, schedule: From engine/optimizer.py.
+        strategy: Where and how: engine/strategies/.
+        hooks: Called at the points named in hooks/base.py, in order.
+        max_steps: Steps of the stage.
+        max_grad_norm: Gradients are scaled down to this norm; None leaves them.
+        work_dir: Folder of the stage.
+        stage: Its name.
+        config: The resolved config, saved with each checkpoint.
+        processor: Saved with each checkpoint, so that a checkpoint answers questions by itself.
+    """
+
+    def __init__(self, model: nn.Module, loader: Any, *, optimizer: torch.optim.Optimizer, schedule: Any, strategy: Any,
+                 hooks: list[Hook], max_steps: int, max_grad_norm: float | None, work_dir: Path, stage: str,
+                 config: dict, processor: Any):
+        self.model, self.loader, self.optimizer, self.schedule = model, loader, optimizer, schedule
+        self.strategy, self.device = strategy, strategy.device
+        self.hooks, self.max_steps, self.max_grad_norm = hooks, max_steps, max_grad_norm
+        self.work_dir, self.stage, self.config, self.processor = Path(work_dir), stage, config, processor
+        self.step = 0
+        self.metrics: dict[str, Any] = {}
+
+    @abstractmethod
+    def compute_loss(self, batch: PackedBatch) -> torch.Tensor:
+        """Sum of the losses of the batch's targets: a scalar tensor."""
+
+    def fit(self) -> None:
+        """Train from the present step to the last."""
+        self.call_hooks('before_run')
+        self.call_hooks('before_train')
+        self.model.train()
+        steps = iter(self.loader)
+        try:
+            while self.step < self.max_steps:
+                self.call_hooks('before_train_iter')
+                self.metrics = self.train_step(next(steps))
+                self.step += 1
+                self.call_hooks('after_train_iter')
+            self.call_hooks('after_train')
+        finally:
+            self.call_hooks('after_run')
+
+    def train_step(self, rows: list[PackedBatch]) -> dict[str, Any]:
+        """One optimizer step over the rows; the numbers it returns may still be on the device."""
+        rows = [row.to(self.device, non_blocking=True) for row in rows]
+        num_targets = self.strategy.sum_over_ranks(
+            torch.full((), sum(row.num_targets for row in rows), device=self.device))
+        loss = torch.zeros((), device=self.device)
+        for row in rows:
+            with self.strategy.autocast():
+                row_loss = self.compute_loss(row) / num_targets
+            row_loss.backward()
+            loss += row_loss.detach()
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group['params']]
+        grad_norm = self.strategy.clip_gradients(parameters, self.max_grad_norm)
+        learning_rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return dict(loss=self.strategy.sum_over_ranks(loss), grad_norm=grad_norm, lr=learning_rate,
+                    num_tokens=sum(row.num_tokens for row in rows), num_targets=num_targets)
+
+    def call_hooks(self, point: str) -> None:
+        """Call `point` of every hook."""
+        for hook in self.hooks:
+            getattr(hook, point)(self)
+
+    def save(self, keep: int | None = None) -> Path:
+        """Write a checkpoint of the present step; the newest `keep` stay."""
+        return save_training_state(self, keep=keep)
+
+    def resume(self) -> None:
+        """Go on from the newest intact checkpoint of the stage; an error where there is none."""
+        load_training_state(self, self.work_dir)
+
+    def state_dict(self) -> dict:
+        """What a resume needs beside model, optimizer and schedule."""
+        return dict(step=self.step, loader=self.loader.state_dict(), rng=rng_state())
+
+    def load_state_dict(self, state: dict) -> None:
+        """The reverse of `state_dict`."""
+        self.step = state['step']
+        self.loader.load_state_dict(state['loader'])
+        set_rng_state(state['rng'])
