@@ -1,4 +1,4 @@
-"""`qvlkit train CONFIG --dry-run`: everything a run would build, one row of it rehearsed on fake tensors, and its costs.
+"""`qvlkit train CONFIG --dry-run`: what a run would build, one row rehearsed on fake tensors, and the costs.
 
 Nothing of the model is allocated, so the largest config passes on a laptop. Where the tokenizer or the data are not at
 hand, stand-ins take their place and the output says so.
@@ -62,6 +62,7 @@ class _StageRun:
         self.config, self.name, self.console = config, name, console
         self.stage, self.key = config['stages'][name], f'stages.{name}'
         self.model_config = self.stage.get('model', config['model'])
+        self.rows_per_step = self.stage.get('accumulation', 1)
         self.compute_dtype = torch.float32 if config.get('precision', 'auto') == 'fp32' else torch.bfloat16
 
     def run(self) -> None:
@@ -103,8 +104,8 @@ class _StageRun:
         if _any_below(absent, 'tokenizer'):
             rows = vocabulary_rows(self.config, self.stage) or RELEASED_VOCABULARY
             tokenizer = StandInTokenizer(vocab_size=min(rows, RELEASED_VOCABULARY))
-            self.console.print(f'tokenizer  StandInTokenizer: {tokenizer.vocab_size:,} ids, the released special tokens, '
-                               'text as bytes')
+            self.console.print(f'tokenizer  StandInTokenizer: {tokenizer.vocab_size:,} ids, the released special '
+                               'tokens, text as bytes')
         else:
             tokenizer = build_tokenizer(self.config['tokenizer'], dataset)
             self.console.print(f'tokenizer  {self.config["tokenizer"]["type"]}, {tokenizer.vocab_size:,} ids')
@@ -113,7 +114,6 @@ class _StageRun:
     def _row(self, dataset: Any, encode: Any, join: Any) -> PackedBatch:
         """The first row that training would see; of synthetic samples, one row with every kind in it."""
         loader = PackedLoader(dataset, encode, join, seed=self.config.get('seed', 0),
-                              accumulation=self.stage.get('accumulation', 1),
                               **{**self.stage['loader'], 'num_workers': 0})
         if not isinstance(dataset, SyntheticSamples):
             return next(iter(loader))[0]
@@ -125,8 +125,8 @@ class _StageRun:
                 break
             samples.append(sample)
         if len(samples) < len(KINDS):
-            raise ValueError(f'{self.key}.loader.row_length: {self.stage["loader"]["row_length"]} tokens do not hold one '
-                             f'synthetic sample of each kind ({", ".join(KINDS)})')
+            raise ValueError(f'{self.key}.loader.row_length: {self.stage["loader"]["row_length"]} tokens do not hold '
+                             f'one synthetic sample of each kind ({", ".join(KINDS)})')
         return join(sorted(samples, key=lambda sample: sample.id))  # equal lengths side by side share attention calls
 
     def _trainer(self, model: nn.Module, loss: list[Any]) -> Any:
@@ -155,14 +155,15 @@ class _StageRun:
                            f'{line["weight_decay"]:g}' if trains else '-')
         output.add_section()
         output.add_row('total', '', f'{sum(count_parameters(model).values()):,}', '', '', '')
-        output.add_row('that trains', '', f'{sum(line["parameters"] for line in table if line["trainable"]):,}', '', '', '')
+        trained = sum(line['parameters'] for line in table if line['trainable'])
+        output.add_row('that trains', '', f'{trained:,}', '', '', '')
         self.console.print(output)
 
     def _print_row(self, row: PackedBatch) -> None:
         visual = row.visual_rows.numel()
-        self.console.print(f'one row    {row.num_tokens:,} tokens ({visual:,} visual, {row.num_tokens - visual:,} text), '
-                           f'{row.num_targets:,} targets, {len(row.sample_ids)} samples; '
-                           f'{self.stage.get("accumulation", 1)} such rows in a step')
+        self.console.print(f'one row    {row.num_tokens:,} tokens ({visual:,} visual, {row.num_tokens - visual:,} '
+                           f'text), {row.num_targets:,} targets, {len(row.sample_ids)} samples; '
+                           f'{self.rows_per_step} such rows in a step')
 
     def _print_chain(self, rehearsal: Rehearsal) -> None:
         output = _table('chain', 'shape')
@@ -171,7 +172,7 @@ class _StageRun:
         self.console.print(output)
 
     def _print_flops(self, model: nn.Module, row: PackedBatch, trains: dict[str, bool]) -> None:
-        rows = self.stage.get('accumulation', 1)
+        rows = self.rows_per_step
         parts = batch_flops(model, row, trains)
         output = _table('operations of a step', 'forward', 'backward', 'both', right=(1, 2, 3))
         for part in parts:

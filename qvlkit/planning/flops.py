@@ -52,10 +52,8 @@ def batch_flops(model: nn.Module, batch: PackedBatch, trainable: Mapping[str, bo
 
 def format_flops(count: float) -> str:
     """1.5e12 -> '1.50 TFLOP'."""
-    for unit in ('', 'K', 'M', 'G', 'T'):
-        if count < 1000:
-            break
+    units = ['', 'K', 'M', 'G', 'T', 'P']
+    while count >= 1000 and len(units) > 1:
         count /= 1000
-    else:
-        unit = 'P'
-    return f'{count:,.2f} {unit}FLOP'
+        units.pop(0)
+    return f'{count:,.2f} {units[0]}FLOP'

@@ -85,10 +85,8 @@ def saved_activations(model: nn.Module) -> Iterator[list[int]]:
 
 def format_bytes(count: float) -> str:
     """1536 -> '1.5 KiB'; three digits are meant to be read, not trusted."""
-    for unit in ('B', 'KiB', 'MiB', 'GiB'):
-        if count < 1024:
-            break
+    units = ['B', 'KiB', 'MiB', 'GiB', 'TiB']
+    while count >= 1024 and len(units) > 1:
         count /= 1024
-    else:
-        unit = 'TiB'
-    return f'{count:,.0f} B' if unit == 'B' else f'{count:,.2f} {unit}'
+        units.pop(0)
+    return f'{count:,.0f} B' if units[0] == 'B' else f'{count:,.2f} {units[0]}'

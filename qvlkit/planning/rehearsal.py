@@ -51,13 +51,15 @@ def rehearse(build: Callable[[], nn.Module], prepare: Callable[[nn.Module], Call
                            ('language_model', 'hidden states')):
             getattr(model, part).register_forward_hook(note(name))
         model.train()
-        with saved_activations(model) as sizes, torch.autocast('cpu', compute_dtype, enabled=compute_dtype.itemsize < 4):
+        mixed = torch.autocast('cpu', compute_dtype, enabled=compute_dtype.itemsize < 4)
+        with saved_activations(model) as sizes, mixed:
             loss = compute_loss(batch)
         chain += [('target rows', tuple(batch.target_rows.shape)), ('loss', tuple(loss.shape))]
-        loss.backward()
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     gradients: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
+    for name, gradient in zip(trained, found):
+        if gradient is not None:
             part = name.partition('.')[0]
-            gradients[part] = gradients.get(part, 0) + parameter.numel()
+            gradients[part] = gradients.get(part, 0) + gradient.numel()
     return Rehearsal([item for item in chain if item[1][:1] != (0,)], sum(sizes), gradients)

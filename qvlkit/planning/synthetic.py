@@ -11,7 +11,7 @@ KINDS = ('text', 'one image', 'several images', 'video frames')
 # (width, height) in pixels; most are whole attention windows of the released encoder, and one is not.
 IMAGE_SIZES = ((448, 336), (224, 224), (336, 336), (280, 504))
 VIDEO_SIZE, VIDEO_FRAMES, VIDEO_FPS = (336, 336), 8, 2.0
-ANSWER = 'A plain answer of a few dozen words, as long as answers in a conversation usually are: it names what there is '
+ANSWER = 'A plain answer of a few dozen words, as long as answers usually are in a conversation: it names what is '
 
 
 class SyntheticSamples:

@@ -40,7 +40,7 @@ def test_72b_on_a_small_machine():
     assert lines[-1] == 'dry run passed'
     assert '73,410,777,344' in result.stdout
     assert seconds < SECONDS and int(peak.split()[1]) < KIB
-    for fact in ("tokenizer.path: no such folder", "stages.sft.data.path: no such file 'data/sft.json'", 'synthetic',
+    for fact in ('tokenizer.path: no such folder', "stages.sft.data.path: no such file 'data/sft.json'", 'synthetic',
                  'StandInTokenizer: 151,665 ids', '636,401,664', 'video patches', 'hidden states', ' x 8,192', 'PFLOP',
                  'TiB'):
         assert fact in result.stdout, f'{fact!r} is missing'

@@ -1,6 +1,7 @@
 """Supervised fine-tuning on a conversation file: merger and language model train, the vision encoder is frozen.
 
-Source: Qwen2.5-VL Technical Report, arXiv 2502.13923, section 2.3.1. The rates are customary ones: the report gives none.
+Source: Qwen2.5-VL Technical Report, arXiv 2502.13923, section 2.3.1. The report gives no rates; these
+are customary.
 """
 stages = dict(sft=dict(
     trainer=dict(type='SFTTrainer'),
