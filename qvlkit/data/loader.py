@@ -134,12 +134,15 @@ class PackedLoader:
     def _rows(self) -> Iterator[tuple[tuple[int, int, int], PackedBatch]]:
         """Rows from the present place on, each with the place behind it."""
         keys = _ChunkKeys(len(self.chunks), self.epoch, self.chunk)
-        workers = dict(num_workers=self.num_workers, persistent_workers=True, prefetch_factor=2) if self.num_workers else {}
+        workers = {}
+        if self.num_workers:
+            workers = dict(num_workers=self.num_workers, persistent_workers=True, prefetch_factor=2)
         loader = DataLoader(self.chunks, sampler=keys, batch_size=None, pin_memory=self.pin_memory,
                             collate_fn=_identity, generator=torch.Generator(), **workers)
         skip, fruitless = self.row, 0
         for (epoch, chunk), (rows, errors) in zip(keys, loader):
-            self._count(errors)
+            if not skip:  # else the chunk's errors are already counted in the state
+                self._count(errors)
             fruitless = 0 if rows else fruitless + 1
             if fruitless >= len(self.chunks):
                 raise ValueError(f'data: no usable sample in a whole epoch; skipped: {self.errors}')
@@ -149,7 +152,9 @@ class PackedLoader:
             skip = 0
 
     def _count(self, errors: list[SampleError]) -> None:
-        if errors and self.on_error == 'raise':
+        if not errors:
+            return
+        if self.on_error == 'raise':
             raise errors[0]
         for error in errors:
             self.errors[error.kind] = self.errors.get(error.kind, 0) + 1
