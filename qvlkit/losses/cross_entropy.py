@@ -12,11 +12,18 @@ from qvlkit.registry import LOSSES
 
 
 class _ChunkedLinearCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies; the gradients for a unit upstream gradient are made in the forward pass."""
+    """Sum of cross-entropies; the gradients for a unit upstream gradient are made in the forward pass.
+
+    Under autocast every matrix product runs in its dtype; the loss and the head's gradient are summed in float32.
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, target_ids, chunk_rows):
         wants_hidden, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
+        device = hidden.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            hidden, weight = (x.to(torch.get_autocast_dtype(device)) for x in (hidden, weight))
         accumulator = torch.promote_types(hidden.dtype, torch.float32)
         loss = torch.zeros((), dtype=accumulator, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -35,14 +42,13 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             if wants_weight:
                 grad_weight += grad_logits.T @ rows
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
-            grad_hidden = (grad_hidden * grad_loss).to(grad_hidden.dtype)
+            grad_hidden = grad_hidden.to(ctx.hidden_dtype) * grad_loss
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_loss).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None
