@@ -7,6 +7,10 @@ from torch import nn
 from qvlkit.models.vlm import VLM
 from qvlkit.registry import LANGUAGE_MODELS, MERGERS, POSITION_ENCODINGS, VISION_ENCODERS
 
+# What a part receives from another part, and the config key that decides it.
+_DECIDED_BY = dict(vision_dim='vision_encoder.width', language_dim='language_model.width',
+                   head_dim='language_model (width / num_heads)', merge_size='merger.merge_size')
+
 
 def build_model(config: dict, *, vocab_size: int | None = None, device: torch.device | str = 'cpu',
                 dtype: torch.dtype | None = None, seed: int | None = None, config_key: str = 'model') -> VLM:
@@ -29,11 +33,14 @@ def build_model(config: dict, *, vocab_size: int | None = None, device: torch.de
     for slot in slots:
         if slot not in config:
             raise ValueError(f'{config_key}.{slot}: this slot is empty')
+        if not isinstance(config[slot], dict):
+            raise ValueError(f"{config_key}.{slot}: expected a dict with the key 'type', got {config[slot]!r}")
     extra = {key: config[key] for key in ('image_mean', 'image_std') if key in config}
     attention = config.get('attention', 'sdpa')
     _check_vocabulary(config['language_model'], vocab_size, f'{config_key}.language_model.vocab_size')
 
     def build(slot: str, **injected) -> nn.Module:
+        _refuse_misfit(config[slot], injected, slot, config_key)
         return slots[slot].build(config[slot], config_key=f'{config_key}.{slot}', **injected)
 
     with torch.device(device):
@@ -59,6 +66,14 @@ def initialise(model: nn.Module, seed: int, std: float = 0.02) -> None:
                 module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * std)
             if getattr(module, 'bias', None) is not None:
                 module.bias.zero_()
+
+
+def _refuse_misfit(part_config: dict, injected: dict, slot: str, config_key: str) -> None:
+    """ValueError where a part's config states a width that another part decides, and states another number."""
+    for key, source in _DECIDED_BY.items():
+        if key in injected and key in part_config and part_config[key] != injected[key]:
+            raise ValueError(f'{config_key}.{slot}.{key}: {part_config[key]!r} does not fit the {injected[key]} of '
+                             f'{config_key}.{source}; leave it out and it follows')
 
 
 def _merge_size(merger_config: dict, config_key: str) -> int:
