@@ -64,7 +64,7 @@ class VLM(nn.Module):
         channels = self.vision_encoder.in_channels
         mean, std = (torch.stack([torch.full((frames, 1), value, device=patches.device) for value in values])
                      for values in (self.image_mean, self.image_std))
-        pixels = patches.unflatten(1, (channels, frames, -1)).float() * (1 / 255)
+        pixels = patches.unflatten(1, (channels, frames, -1)).float() / 255
         pixels = (pixels - mean) / std
         return pixels.expand(-1, -1, self.vision_encoder.temporal_patch_size, -1).flatten(1)
 

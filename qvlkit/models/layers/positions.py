@@ -40,8 +40,8 @@ def sectioned_rotary(position_ids: torch.Tensor, sections: Sequence[int],
                      theta: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(A, T) ids -> cos, sin (T, d/2) float32, where the first sections[0] frequencies turn with axis 0, and so on."""
     frequencies = inverse_frequencies(2 * sum(sections), theta, position_ids.device)
-    angles = torch.cat([ids[:, None].float() * part for ids, part in zip(position_ids, frequencies.split(list(sections)))],
-                       dim=1)
+    shares = frequencies.split(list(sections))
+    angles = torch.cat([ids[:, None].float() * share for ids, share in zip(position_ids, shares)], dim=1)
     return angles.cos(), angles.sin()
 
 

@@ -47,7 +47,7 @@ def vision_rotary(positions: torch.Tensor, head_dim: int, theta: float) -> tuple
 
 
 class PatchEmbed(nn.Module):
-    """A linear map of flattened patches: (N, C*F*P*P) -> (N, D). Equal to the convolution whose stride is its kernel."""
+    """A linear map of flattened patches: (N, C*F*P*P) -> (N, D). Equal to a convolution whose stride is its kernel."""
 
     def __init__(self, patch_values: int, width: int):
         super().__init__()

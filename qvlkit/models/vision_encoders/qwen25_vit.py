@@ -12,8 +12,14 @@ from torch import nn
 
 from qvlkit.models.layers.feed_forward import SwiGLU
 from qvlkit.models.layers.norms import RMSNorm
-from qvlkit.models.layers.vision import (PatchEmbed, VisionAttention, block_positions, frame_lengths, vision_flops,
-                                         vision_rotary)
+from qvlkit.models.layers.vision import (
+    PatchEmbed,
+    VisionAttention,
+    block_positions,
+    frame_lengths,
+    vision_flops,
+    vision_rotary,
+)
 from qvlkit.registry import VISION_ENCODERS
 from qvlkit.structures import AttentionPlan, Grid, VisionPlan
 

@@ -8,8 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from qvlkit.models.layers.vision import (PatchEmbed, VisionAttention, frame_lengths, grid_positions, vision_flops,
-                                         vision_rotary)
+from qvlkit.models.layers.vision import (
+    PatchEmbed,
+    VisionAttention,
+    frame_lengths,
+    grid_positions,
+    vision_flops,
+    vision_rotary,
+)
 from qvlkit.registry import VISION_ENCODERS
 from qvlkit.structures import AttentionPlan, Grid, VisionPlan
 
