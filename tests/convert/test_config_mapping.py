@@ -15,8 +15,8 @@ RELEASED_3B = {
     'use_cache': True, 'use_sliding_window': False,
     'vision_config': {'depth': 32, 'hidden_act': 'silu', 'hidden_size': 1280, 'intermediate_size': 3420,
                       'num_heads': 16, 'in_chans': 3, 'out_hidden_size': 2048, 'patch_size': 14,
-                      'spatial_merge_size': 2, 'spatial_patch_size': 14, 'window_size': 112, 'fullatt_block_indexes': [7, 15, 23, 31],
-                      'tokens_per_second': 2, 'temporal_patch_size': 2},
+                      'spatial_merge_size': 2, 'spatial_patch_size': 14, 'window_size': 112,
+                      'fullatt_block_indexes': [7, 15, 23, 31], 'tokens_per_second': 2, 'temporal_patch_size': 2},
     'rope_scaling': {'type': 'mrope', 'mrope_section': [16, 24, 24]}, 'vocab_size': 151936}
 MODEL_3B = dict(
     vision_encoder=dict(type='Qwen25ViT', width=1280, depth=32, num_heads=16, feed_forward_width=3420, patch_size=14,
