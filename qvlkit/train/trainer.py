@@ -73,7 +73,7 @@ class Trainer(ABC):
             with self.strategy.autocast():
                 row_loss = self.compute_loss(row) / num_targets
             row_loss.backward()
-            loss += row_loss.detach()
+            loss = loss + row_loss.detach()  # in the loss's own precision
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group['params']]
         grad_norm = self.strategy.clip_gradients(parameters, self.max_grad_norm)
         learning_rate = self.schedule.get_last_lr()[0]
