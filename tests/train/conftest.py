@@ -1,0 +1,54 @@
+"""The tiny config made tinier still, as a file, so that a test changes one thing in it."""
+import json
+
+import pytest
+import torch
+
+from qvlkit.config import load_config, save_config
+from qvlkit.train.hooks.jsonl import read_log
+from qvlkit.train.recipe import build_stage
+
+SMALLER = [
+    'model.vision_encoder.width=32', 'model.vision_encoder.depth=2', 'model.vision_encoder.num_heads=2',
+    'model.vision_encoder.feed_forward_width=48', 'model.vision_encoder.full_attention_blocks=[1]',
+    'model.vision_encoder.window_size=56', 'model.language_model.width=64', 'model.language_model.depth=2',
+    'model.language_model.num_heads=2', 'model.language_model.num_kv_heads=1',
+    'model.language_model.feed_forward_width=96', 'model.position_encoding.sections=[4,6,6]',
+    'tokenizer.vocab_size=384', 'stages.sft.data.type=PictureTasks', 'stages.sft.data.size=40',
+    'stages.sft.data.picture_sizes=[[112,112]]', 'stages.sft.loader.row_length=512', 'stages.sft.loader.chunk_size=10',
+    'stages.sft.loader.num_workers=0', 'stages.sft.max_steps=8', 'stages.sft.accumulation=1',
+    'stages.sft.hooks.evaluation=null', 'stages.sft.hooks.console=null', 'stages.sft.hooks.jsonl.interval=1',
+    'stages.sft.hooks.checkpoint.interval=4', 'threads=1']
+
+
+@pytest.fixture(scope='session')
+def small_file(tmp_path_factory):
+    """A complete config of a model that makes a step in a few hundredths of a second."""
+    path = tmp_path_factory.mktemp('config') / 'small.json'
+    save_config(load_config('qwen25vl_tiny', SMALLER), path)
+    return path
+
+
+@pytest.fixture
+def small(small_file):
+    """overrides -> config."""
+    return lambda *overrides: load_config(small_file, overrides)
+
+
+@pytest.fixture
+def build(small, tmp_path):
+    """overrides -> trainer; `dtype` changes the model's."""
+    def make(*overrides, dtype=torch.float32, work_dir=None):
+        trainer = build_stage(small(*overrides), 'sft', work_dir or tmp_path / 'sft')
+        trainer.model.to(dtype)
+        return trainer
+    return make
+
+
+@pytest.fixture
+def losses():
+    """Folder of a stage -> the log's rows without times."""
+    def read(folder):
+        return [json.dumps({key: value for key, value in row.items() if key != 'seconds'})
+                for row in read_log(folder / 'log.jsonl')]
+    return read
