@@ -25,14 +25,19 @@ stages = dict(
         data=dict(type='MixedDataset', size=20000, parts=dict(
             picture_tasks=dict(dataset=dict(type='PictureTasks', size=20000), weight=9.0),
             photos=dict(dataset=dict(type='PhotoQuestions', size=2000), weight=1.0))),
-        loader=dict(row_length=2048, chunk_size=64, num_workers=1),
-        max_steps=400,
+        loader=dict(row_length=2048, chunk_size=64, num_workers=0),
+        max_steps=420,
         max_grad_norm=1.0,
         optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05, betas=[0.9, 0.95]),
         schedule=dict(type='WarmupCosine', warmup_ratio=0.05, final_ratio=0.02),
         hooks=dict(
             console=dict(type='ConsoleHook', interval=10),
-            jsonl=dict(type='JSONLHook', interval=10))))
+            jsonl=dict(type='JSONLHook', interval=10),
+            checkpoint=dict(type='CheckpointHook', interval=200, keep=1),
+            evaluation=dict(type='EvaluationHook', max_new_tokens=32, dataset=dict(
+                type='MixedDataset', size=800, parts=dict(
+                    picture_tasks=dict(dataset=dict(type='PictureTasks', size=640, split='held_out'), weight=4.0),
+                    photos=dict(dataset=dict(type='PhotoQuestions', size=160, split='held_out'), weight=1.0)))))))
 
 run = ['sft']
 seed = 0
