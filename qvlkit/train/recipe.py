@@ -22,7 +22,7 @@ from qvlkit.engine.seed import seed_everything
 from qvlkit.engine.strategies.single import SingleDevice
 from qvlkit.models.builder import build_model
 from qvlkit.registry import DATASETS, HOOKS, SCHEDULES, TOKENIZERS, TRAINERS
-from qvlkit.structures import Turn
+from qvlkit.structures import SampleError, Turn
 from qvlkit.train.trainer import Trainer
 
 logger = logging.getLogger('qvlkit')
@@ -37,7 +37,7 @@ def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = 
     Args:
         config: Resolved; see `qvlkit.config.load_config`.
         stages: Names to run, in order; the config's `run` if absent.
-        resume: Go on from the newest intact checkpoint of the (first) stage.
+        resume: Go on from the newest intact checkpoint of the last stage that has one.
         load_from: Checkpoint or Hugging Face folder whose weights the first stage starts from.
         work_dir: Instead of the config's.
 
@@ -51,8 +51,10 @@ def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = 
     for name in stages:
         stage_folder = folder / name
         if not resume and checkpoints(stage_folder):
-            raise ValueError(f'work_dir: {stage_folder} holds the checkpoints of an earlier run; go on with --resume, or '
-                             'choose another folder with --work-dir')
+            raise ValueError(f'work_dir: {stage_folder} holds the checkpoints of an earlier run; go on with --resume, '
+                             'or choose another folder with --work-dir')
+    begun = [name for name in stages if checkpoints(folder / name)]
+    stages = stages[stages.index(begun[-1]):] if begun else stages  # those before it are done
     for name in stages:
         trainer = build_stage(config, name, folder / name, load_from=load_from)
         save_config(config, folder / 'config.json')
@@ -111,7 +113,14 @@ def build_processor(model: nn.Module, tokenizer: Any, limits: dict) -> Processor
 
 
 def dataset_texts(dataset: Any) -> Iterator[str]:
-    """Every text of the first samples as a model reads it: with role names, system turn and boxes written out."""
+    """Every text of the first samples as a model reads it: with role names, system turn and boxes written out.
+
+    Samples that cannot be used are left out: the loader meets them again and raises or counts them.
+    """
     for index in range(min(len(dataset), SAMPLES_FOR_TOKENIZER)):
-        turns = [Turn(turn.role, boxes_to_text(turn.content)) for turn in dataset[index].turns]
+        try:
+            sample = dataset[index]
+        except SampleError:
+            continue
+        turns = [Turn(turn.role, boxes_to_text(turn.content)) for turn in sample.turns]
         yield from (segment.text for segment in render(turns) if segment.kind == 'text')
