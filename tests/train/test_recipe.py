@@ -1,0 +1,145 @@
+"""Recipes: every swap of a part is one override, and everything that depends on it follows; stages, seeds, refusals."""
+import itertools
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from qvlkit import generate, load
+from qvlkit.cli import train as train_cli
+from qvlkit.structures import SampleError
+from qvlkit.train.recipe import build_stage, dataset_texts, run_recipe
+
+# One override each -> what the placeholders of a picture of 112 x 112 pixels shrink to, and a part that must be there.
+SWAPS = {
+    'model.merger.type=AveragePoolMerger': (1, 'AveragePoolMerger'),
+    'model.merger.type=PixelShuffleMerger': (1, 'PixelShuffleMerger'),
+    'model.merger.merge_size=4': (4, 'PatchMerger'),
+    'model.vision_encoder.window_size=112': (1, 'Qwen25ViT'),
+    'model.vision_encoder.type=Qwen2ViT': (1, 'Qwen2ViT'),
+    'model.position_encoding.type=FrameIndexMRoPE': (1, 'FrameIndexMRoPE'),
+    'model.position_encoding.type=RoPE1D': (1, 'RoPE1D'),
+    'model.attention=eager': (1, 'Qwen2Decoder'),
+}
+
+
+def rows_of(trainer, count=3):
+    return list(itertools.islice(trainer.loader, count))
+
+
+@pytest.mark.parametrize('override', SWAPS)
+def test_a_swap_is_one_override(build, override):
+    plain, swapped = build(), build(override)
+    shrink, part = SWAPS[override]
+    assert part in [type(module).__name__ for module in swapped.model.children()]
+    for index in range(4):
+        before, after = (trainer.loader.chunks.encode(trainer.loader.chunks.dataset[index])
+                         for trainer in (plain, swapped))
+        assert len(before.visual_rows) == shrink * len(after.visual_rows) == 16
+        assert before.length - len(before.visual_rows) == after.length - len(after.visual_rows)
+        assert after.position_ids.shape == (swapped.model.position_encoding.num_axes, after.length)
+        pad = swapped.processor.tokenizer.special_id('<|image_pad|>')
+        assert (after.token_ids == pad).nonzero().squeeze(1).tolist() == after.visual_rows.tolist()
+    before = {name: value.clone() for name, value in swapped.model.named_parameters()}
+    for rows in rows_of(swapped):
+        assert torch.isfinite(swapped.train_step(rows)['loss'])
+    still = [name for name, value in swapped.model.named_parameters() if torch.equal(value, before[name])]
+    assert not still
+
+
+def test_what_a_swap_is_meant_to_change_does_change_the_loss(build):
+    """The control of the test above: each override reaches the model that trains."""
+    def first_loss(*overrides):
+        trainer = build(*overrides)
+        return trainer.train_step(next(iter(trainer.loader)))['loss'].item()
+    plain = first_loss()
+    assert first_loss() == plain
+    losses = {override: first_loss(override) for override in SWAPS}
+    assert losses.pop('model.attention=eager') == pytest.approx(plain, rel=1e-5)
+    assert losses.pop('model.position_encoding.type=FrameIndexMRoPE') == plain  # the two differ for videos only
+    assert all(abs(loss - plain) > 1e-4 for loss in losses.values()), (plain, losses)
+
+
+def test_a_window_that_no_merge_cell_fills_is_refused_with_both_keys(build):
+    with pytest.raises(ValueError, match=r'model.vision_encoder.window_size: 70 .*merge_size'):
+        build('model.vision_encoder.window_size=70')
+
+
+def test_boxes_and_pictures_follow_the_merge_size(build):
+    """A picture of 84 x 112 pixels is resized to multiples of the merge cell, and its boxes with it."""
+    texts = {}
+    for merge_size in (2, 4):
+        trainer = build(f'model.merger.merge_size={merge_size}', 'stages.sft.data.picture_sizes=[[84,112]]',
+                        'stages.sft.data.tasks=[locate]')
+        chunks = trainer.loader.chunks
+        samples = [chunks.encode(chunks.dataset[index]) for index in range(3)]
+        assert {sample.grids[0] for sample in samples} == {(1, 8, 6 if merge_size == 2 else 8)}
+        texts[merge_size] = [trainer.processor.tokenizer.decode(sample.token_ids) for sample in samples]
+    assert texts[2] != texts[4]
+
+
+def test_every_stage_starts_from_the_weights_of_the_one_before(small, tmp_path):
+    config = small('stages.sft.max_steps=2')
+    config['stages']['more'] = json.loads(json.dumps(config['stages']['sft']))
+    config['stages']['more']['optimizer']['lr'] = 0.0
+    run_recipe(config, stages=['sft', 'more'], work_dir=tmp_path)
+    first, second = (load(tmp_path / name)[0].state_dict() for name in ('sft', 'more'))
+    untrained = build_stage(config, 'sft', tmp_path / 'other').model.state_dict()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    assert any(not torch.equal(value, untrained[name]) for name, value in first.items())
+
+
+def test_a_resume_goes_on_in_the_stage_that_was_interrupted(small, tmp_path, losses):
+    config = small('stages.sft.max_steps=2')
+    config['stages']['more'] = json.loads(json.dumps(config['stages']['sft']))
+    config['stages']['more'].update(max_steps=4)
+    config['stages']['more']['hooks']['checkpoint'].update(interval=2, keep=2)
+    run_recipe(config, stages=['sft', 'more'], work_dir=tmp_path / 'straight')
+    run_recipe(config, stages=['sft', 'more'], work_dir=tmp_path / 'resumed')
+    shutil.rmtree(tmp_path / 'resumed' / 'more' / 'step_4')
+    (tmp_path / 'resumed' / 'more' / 'latest').unlink(missing_ok=True)
+    done = (tmp_path / 'resumed' / 'sft' / 'log.jsonl').stat().st_mtime_ns
+    run_recipe(config, stages=['sft', 'more'], work_dir=tmp_path / 'resumed', resume=True)
+    assert losses(tmp_path / 'resumed' / 'more') == losses(tmp_path / 'straight' / 'more')
+    assert not (tmp_path / 'resumed' / 'more' / 'log.previous.jsonl').exists()
+    assert (tmp_path / 'resumed' / 'sft' / 'log.jsonl').stat().st_mtime_ns == done
+
+
+def test_load_from_starts_from_those_weights(small, tmp_path):
+    run_recipe(small('stages.sft.max_steps=2'), work_dir=tmp_path / 'first')
+    trained = load(tmp_path / 'first' / 'sft')[0].state_dict()
+    started = build_stage(small(), 'sft', tmp_path / 'second', load_from=str(tmp_path / 'first' / 'sft'))
+    assert all(torch.equal(value, trained[name]) for name, value in started.model.state_dict().items())
+
+
+def test_an_unknown_stage_is_named(small, tmp_path):
+    with pytest.raises(ValueError, match="no stage is called 'dpo'; stages: sft"):
+        build_stage(small(), 'dpo', tmp_path)
+
+
+def test_the_checkpoint_of_a_run_answers_by_itself(small_file, tmp_path):
+    assert train_cli.main([str(small_file), '--set', 'stages.sft.max_steps=2', '--work-dir', str(tmp_path)]) == 0
+    model, processor = load(tmp_path / 'sft')
+    question = [{'role': 'user', 'content': [{'type': 'image', 'image': Image.new('RGB', (90, 60), 'red')},
+                                             {'type': 'text', 'text': 'What is it?'}]}]
+    assert isinstance(generate(model, processor, question, max_new_tokens=4), str)
+    assert processor.max_pixels == 140 * 140
+
+
+def test_a_tokenizer_learns_from_the_samples_that_can_be_used(build):
+    trainer = build()
+    dataset = trainer.loader.chunks.dataset
+
+    class Broken:
+        def __len__(self):
+            return len(dataset)
+
+        def __getitem__(self, index):
+            if index == 1:
+                raise SampleError('file.json[1]', 'cannot be used')
+            return dataset[index]
+    whole, usable = list(dataset_texts(dataset)), list(dataset_texts(Broken()))
+    assert 0 < len(usable) < len(whole)
