@@ -2,9 +2,9 @@
 
 Four tasks, small enough for a model of a few million parameters and minutes of training, each with its chance level:
 
-    name    a scene of coloured shapes: name the largest one, 'red circle'       1 / (colours * shapes)
-    count   the same kind of scene: how many shapes?                             1 / max_objects
-    locate  the same kind of scene: the box of the shape that the question names measured: the best constant box
+    name    one or two coloured shapes: name the largest, 'red circle'            1 / (colours * shapes)
+    count   a scene of shapes: how many?                                         1 / max_objects
+    locate  one or two shapes: the box of the one that the question names         measured: the best constant box
     read    a picture with a printed word from a fixed list                      1 / len(words)
 
 A training sample asks several questions about one picture, in one conversation, because encoding the picture costs
@@ -28,6 +28,8 @@ WORDS = ('ant', 'bag', 'bus', 'cup', 'dog', 'egg', 'fish', 'fox', 'hat', 'ice', 
          'owl', 'pig', 'rain', 'sun', 'toy', 'van', 'web', 'yes', 'zoo')
 TASKS = ('name', 'count', 'locate', 'read')
 SPLITS = ('train', 'held_out')
+ORDER = ('name', 'count', 'locate')  # of the questions about one scene
+FEW_OBJECTS = 2  # most shapes in a scene that is built around 'name' or 'locate'
 
 LARGEST_SIDE = (0.40, 0.50)  # side of the largest object, as a part of the picture's shorter side
 OTHER_SIDE = (0.24, 0.30)  # sides of the others: always well below the largest, so that 'largest' is never in doubt
@@ -63,7 +65,8 @@ class PictureTasks:
         tasks: Which of 'name', 'count', 'locate' and 'read' to ask. Sample i is built around tasks[i % len(tasks)].
         questions_per_picture: Most questions in a training sample; scenes that allow fewer ask fewer.
         picture_sizes: (width, height) in pixels, one drawn for each sample.
-        max_objects: A scene has 1 to this many shapes, uniformly; no two of them share a colour.
+        max_objects: A scene to count has 1 to this many shapes, uniformly, one to name or locate in has 1 or 2; no two
+            of them share a colour.
         name: Name of the dataset, `source` of its samples.
 
     The last answer of a sample is described by `extra`: task, answer (str or `Box` in source pixels) and chance (float,
@@ -118,18 +121,19 @@ class PictureTasks:
 
     def _scene(self, rng, width: int, height: int, task: str) -> tuple:
         """A picture of shapes and its questions as (task, question, answer, chance), `task` among them."""
-        shapes = place_shapes(rng, width, height, int(rng.integers(1, self.max_objects + 1)))
+        most = self.max_objects if task == 'count' else min(FEW_OBJECTS, self.max_objects)
+        shapes = place_shapes(rng, width, height, int(rng.integers(1, most + 1)))
         picture = draw_scene(rng, width, height, shapes)
         possible = {'name': [('name', 'Name the largest shape.', max(shapes, key=lambda shape: shape.side).name,
                               1 / (len(COLOURS) * len(SHAPES)))],
                     'count': [('count', 'How many shapes?', str(len(shapes)), 1 / self.max_objects)],
                     'locate': [('locate', f'Locate the {shapes[i].name}.', Box(tuple(map(float, shapes[i].box))), None)
                                for i in rng.permutation(len(shapes))]}
-        first = possible[task].pop(0)
-        rest = [question for other in self.tasks for question in possible.get(other, [])]
-        rest = rest[:self.questions_per_picture - 1]
-        questions = [first, *rest]
-        return picture, [questions[i] for i in rng.permutation(len(questions))]
+        if self.questions_per_picture == 1:
+            return picture, [possible[task][0]]
+        # An answer must not stand in an earlier question: names and counts come before the boxes that would tell them.
+        questions = [question for other in ORDER if other in self.tasks for question in possible[other]]
+        return picture, questions[:self.questions_per_picture]
 
     def _word(self, rng, width: int, height: int) -> tuple:
         """A picture of a printed word and its question."""
