@@ -177,12 +177,14 @@ class AttentionPlan:
     @classmethod
     def from_lengths(cls, lengths_q, lengths_k=None, *, causal: bool, key_index: torch.Tensor | None = None):
         """A plan for segments of these lengths; `lengths_k` defaults to `lengths_q`."""
-        lengths_q = tuple(int(n) for n in lengths_q)
-        lengths_k = lengths_q if lengths_k is None else tuple(int(n) for n in lengths_k)
+        lengths_q = tuple(map(int, lengths_q))
+        lengths_k = lengths_q if lengths_k is None else tuple(map(int, lengths_k))
         if len(lengths_q) != len(lengths_k):
             raise ValueError(f'{len(lengths_q)} query segments but {len(lengths_k)} key segments')
         runs = tuple((len(list(same)), *lengths) for lengths, same in itertools.groupby(zip(lengths_q, lengths_k)))
-        return cls(_cumulative(lengths_q), _cumulative(lengths_k), lengths_q, lengths_k, causal, runs, key_index)
+        cu_q = _cumulative(lengths_q)
+        cu_k = cu_q if lengths_k is lengths_q else _cumulative(lengths_k)
+        return cls(cu_q, cu_k, lengths_q, lengths_k, causal, runs, key_index)
 
     @property
     def max_q(self) -> int:

@@ -18,22 +18,23 @@ def mrope_ids(layout: Layout, frame_ids: Callable[[VisionSpan], np.ndarray]) -> 
     s + row, s + column; the text after it continues behind the largest id. For the layout text 2, picture of 1 x 2 x 2
     cells, text 1: time 0 1 2 2 2 2 4, height 0 1 2 2 3 3 4, width 0 1 2 3 2 3 4.
     """
-    pieces, start = [], 0
+    ids = np.empty((3, sum(span.length for span in layout)), dtype=np.int64)
+    token, start = 0, 0
     for span in layout:
+        end = token + span.length
         if isinstance(span, TextSpan):
-            pieces.append(np.broadcast_to(np.arange(start, start + span.length), (3, span.length)))
+            ids[:, token:end] = np.arange(start, start + span.length)
             start += span.length
         else:
             t, rows, columns = span.grid
             frames = frame_ids(span)
-            ids = np.empty((3, t, rows, columns), dtype=np.int64)
-            ids[0] = frames[:, None, None]
-            ids[1] = np.arange(rows)[:, None]
-            ids[2] = np.arange(columns)
-            pieces.append(ids.reshape(3, -1) + start)
+            time, height, width = (axis[token:end].reshape(t, rows, columns) for axis in ids)  # views
+            time[:] = (frames + start)[:, None, None]
+            height[:] = np.arange(start, start + rows)[:, None]
+            width[:] = np.arange(start, start + columns)
             start += max(int(frames[-1]), rows - 1, columns - 1) + 1
-    return torch.from_numpy(np.concatenate(pieces, axis=1, dtype=np.int64)) if pieces else torch.zeros(
-        3, 0, dtype=torch.int64)
+        token = end
+    return torch.from_numpy(ids)
 
 
 def sectioned_rotary(position_ids: torch.Tensor, sections: Sequence[int],

@@ -23,9 +23,10 @@ def block_positions(rows: int, columns: int, merge_size: int) -> np.ndarray:
     if rows % merge_size or columns % merge_size:
         raise ValueError(f'a grid of {rows} x {columns} patches does not divide into blocks of {merge_size} x '
                          f'{merge_size} (model.merger.merge_size)')
-    positions = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing='ij'), axis=-1)
-    blocks = positions.reshape(rows // merge_size, merge_size, columns // merge_size, merge_size, 2)
-    return blocks.transpose(0, 2, 1, 3, 4).reshape(-1, 2)
+    positions = np.empty((rows // merge_size, columns // merge_size, merge_size, merge_size, 2), dtype=np.int64)
+    positions[..., 0] = np.arange(rows).reshape(-1, 1, merge_size, 1)
+    positions[..., 1] = np.arange(columns).reshape(1, -1, 1, merge_size)
+    return positions.reshape(-1, 2)
 
 
 def grid_positions(grids: Sequence[Grid], merge_size: int) -> np.ndarray:

@@ -44,8 +44,8 @@ def _frame_plan(rows: int, columns: int, merge_size: int,
     cells, lengths = window_order(rows // merge_size, columns // merge_size, window)
     block = merge_size**2
     patches = (cells[:, None] * block + np.arange(block)).ravel()
-    positions = block_positions(rows, columns, merge_size)[patches]
-    return patches, cells, positions, tuple(length * block for length in lengths)
+    positions = block_positions(rows, columns, merge_size).reshape(-1, block * 2).take(cells, axis=0)
+    return patches, cells, positions.reshape(-1, 2), tuple(length * block for length in lengths)
 
 
 class Block(nn.Module):
