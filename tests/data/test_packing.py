@@ -16,8 +16,9 @@ def test_every_sample_once_and_no_row_over_the_budget(lengths, row_length):
     assert all(size + lengths[row[0]] > row_length for after, row in enumerate(rows) for size in sizes[:after])
 
 
-def test_longest_first_and_ties_in_the_order_given():
+def test_first_fit_in_the_order_given():
     assert pack([5, 3, 4, 2], 8) == [[0, 1], [2, 3]]
+    assert pack([2, 7, 6, 1], 8) == [[0, 2], [1, 3]]
     assert pack([4, 4, 4], 8) == [[0, 1], [2]]
     assert pack([], 8) == []
 
