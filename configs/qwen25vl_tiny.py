@@ -12,7 +12,7 @@ model = dict(
                         temporal_patch_size=2, window_size=56, full_attention_blocks=[1, 3]),
     merger=dict(type='PatchMerger', merge_size=2),
     position_encoding=dict(type='AbsoluteTimeMRoPE', sections=[4, 6, 6], tokens_per_second=2, theta=10000.0),
-    language_model=dict(type='Qwen2Decoder', width=192, depth=4, num_heads=6, num_kv_heads=2, feed_forward_width=512,
+    language_model=dict(type='Qwen2Decoder', width=128, depth=4, num_heads=4, num_kv_heads=2, feed_forward_width=352,
                         tie_embeddings=True),
     attention='sdpa')
 
@@ -23,12 +23,13 @@ stages = dict(
     sft=dict(
         trainer=dict(type='SFTTrainer'),
         data=dict(type='MixedDataset', size=20000, parts=dict(
-            picture_tasks=dict(dataset=dict(type='PictureTasks', size=20000), weight=9.0),
-            photos=dict(dataset=dict(type='PhotoQuestions', size=2000), weight=1.0))),
-        loader=dict(row_length=2048, chunk_size=64, num_workers=0),
+            picture_tasks=dict(dataset=dict(
+                type='PictureTasks', size=20000, tasks=['name', 'read', 'count', 'read', 'locate']), weight=9.0),
+            photos=dict(dataset=dict(type='PhotoQuestions', size=2000, tasks=['subject']), weight=1.0))),
+        loader=dict(row_length=1024, chunk_size=256, num_workers=0),
         max_steps=420,
         max_grad_norm=1.0,
-        optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05, betas=[0.9, 0.95]),
+        optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, betas=[0.9, 0.95]),
         schedule=dict(type='WarmupCosine', warmup_ratio=0.05, final_ratio=0.02),
         hooks=dict(
             console=dict(type='ConsoleHook', interval=10),
@@ -37,7 +38,8 @@ stages = dict(
             evaluation=dict(type='EvaluationHook', max_new_tokens=32, dataset=dict(
                 type='MixedDataset', size=800, parts=dict(
                     picture_tasks=dict(dataset=dict(type='PictureTasks', size=640, split='held_out'), weight=4.0),
-                    photos=dict(dataset=dict(type='PhotoQuestions', size=160, split='held_out'), weight=1.0)))))))
+                    photos=dict(dataset=dict(
+                        type='PhotoQuestions', size=160, tasks=['subject'], split='held_out'), weight=1.0)))))))
 
 run = ['sft']
 seed = 0

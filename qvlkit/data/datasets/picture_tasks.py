@@ -2,9 +2,9 @@
 
 Four tasks, small enough for a model of a few million parameters and minutes of training, each with its chance level:
 
-    name    one or two coloured shapes: name the largest, 'red circle'            1 / (colours * shapes)
+    name    one coloured shape: name it, 'red circle'                             1 / (colours * shapes)
     count   a scene of shapes: how many?                                         1 / max_objects
-    locate  one or two shapes: the box of the one that the question names         measured: the best constant box
+    locate  one coloured shape: its box                                           measured: the best constant box
     read    a picture with a printed word from a fixed list                      1 / len(words)
 
 A training sample asks several questions about one picture, in one conversation, because encoding the picture costs
@@ -28,12 +28,13 @@ WORDS = ('ant', 'bag', 'bus', 'cup', 'dog', 'egg', 'fish', 'fox', 'hat', 'ice', 
          'owl', 'pig', 'rain', 'sun', 'toy', 'van', 'web', 'yes', 'zoo')
 TASKS = ('name', 'count', 'locate', 'read')
 SPLITS = ('train', 'held_out')
-ORDER = ('name', 'count', 'locate')  # of the questions about one scene
-FEW_OBJECTS = 2  # most shapes in a scene that is built around 'name' or 'locate'
+# Questions about one scene, in order: a name must not follow the question that tells it.
+FOLLOWED_BY = {'name': ('name', 'locate'), 'count': ('count',), 'locate': ('locate',)}
+WORD_PICTURES = ((84, 56),)  # (width, height) of a picture with a word
 
 LARGEST_SIDE = (0.40, 0.50)  # side of the largest object, as a part of the picture's shorter side
-OTHER_SIDE = (0.24, 0.30)  # sides of the others: always well below the largest, so that 'largest' is never in doubt
-FONT_SIZES = (22, 30)
+OTHER_SIDE = (0.23, 0.28)  # sides of the others: always well below the largest, so that 'largest' is never in doubt
+FONT_SIZES = (26, 30)
 GAP = 3  # pixels between objects, and between an object and the border
 SMOOTHING = 2  # pictures are drawn this much larger and averaged down, for smooth edges
 
@@ -64,18 +65,17 @@ class PictureTasks:
         seed: Changes every picture.
         tasks: Which of 'name', 'count', 'locate' and 'read' to ask. Sample i is built around tasks[i % len(tasks)].
         questions_per_picture: Most questions in a training sample; scenes that allow fewer ask fewer.
-        picture_sizes: (width, height) in pixels, one drawn for each sample.
-        max_objects: A scene to count has 1 to this many shapes, uniformly, one to name or locate in has 1 or 2; no two
-            of them share a colour.
+        picture_sizes: (width, height) of a scene in pixels, one drawn for each sample.
+        max_objects: A scene to count has 1 to this many shapes, in turn; no two of them share a colour.
         name: Name of the dataset, `source` of its samples.
 
-    The last answer of a sample is described by `extra`: task, answer (str or `Box` in source pixels) and chance (float,
+    The first answer of a sample is described by `extra`: task, answer (str or `Box` in source pixels) and chance (float,
     or None for 'locate', whose chance has to be measured).
     """
 
     def __init__(self, size: int, *, split: str = 'train', seed: int = 0, tasks: tuple[str, ...] = TASKS,
-                 questions_per_picture: int = 5, picture_sizes=((112, 112), (84, 112), (112, 84)),
-                 max_objects: int = 5, name: str = 'picture_tasks'):
+                 questions_per_picture: int = 2, picture_sizes=((84, 112), (112, 84)),
+                 max_objects: int = 6, name: str = 'picture_tasks'):
         if split not in SPLITS:
             raise ValueError(f'PictureTasks.split: expected one of {SPLITS}, got {split!r}{near_names(split, SPLITS)}')
         for task in tasks:
@@ -91,8 +91,8 @@ class PictureTasks:
             raise ValueError(f'PictureTasks.questions_per_picture: expected at least 1, got {questions_per_picture!r}')
         for width, height in picture_sizes:
             if min(width, height) < 80:
-                raise ValueError(f'PictureTasks.picture_sizes: expected sides of 80 pixels or more, for the longest '
-                                 f'word to fit, got {width} x {height}')
+                raise ValueError(f'PictureTasks.picture_sizes: expected sides of 80 pixels or more, for the shapes '
+                                 f'to fit, got {width} x {height}')
         self.size, self.split, self.seed, self.name = size, split, seed, name
         self.tasks, self.picture_sizes, self.max_objects = tuple(tasks), tuple(picture_sizes), max_objects
         self.questions_per_picture = questions_per_picture if split == 'train' else 1
@@ -105,34 +105,30 @@ class PictureTasks:
             raise IndexError(f'{self.name}: index {index} of {self.size}')
         rng = seeded(self.seed, self.split, index)
         task = self.tasks[index % len(self.tasks)]
-        width, height = self.picture_sizes[rng.integers(len(self.picture_sizes))]
-        if task == 'read':
-            picture, questions = self._word(rng, width, height)
-        else:
-            picture, questions = self._scene(rng, width, height, task)
+        sizes = WORD_PICTURES if task == 'read' else self.picture_sizes
+        width, height = sizes[rng.integers(len(sizes))]
+        picture, questions = self._word(rng, width, height) if task == 'read' else self._scene(
+            rng, width, height, task, index // len(self.tasks))
         turns = []
         for _, question, answer, _ in questions:
             content = ['[{"bbox_2d": ', answer, '}]'] if isinstance(answer, Box) else [answer]
             turns += [Turn('user', [question]), Turn('assistant', content)]
         turns[0].content.insert(0, Media('image', picture))
-        task, _, answer, chance = questions[-1]
+        task, _, answer, chance = questions[0]
         return Sample(f'{self.name}/{self.split}[{index}]', turns, self.name,
                       {'task': task, 'answer': answer, 'chance': chance})
 
-    def _scene(self, rng, width: int, height: int, task: str) -> tuple:
+    def _scene(self, rng, width: int, height: int, task: str, turn: int) -> tuple:
         """A picture of shapes and its questions as (task, question, answer, chance), `task` among them."""
-        most = self.max_objects if task == 'count' else min(FEW_OBJECTS, self.max_objects)
-        shapes = place_shapes(rng, width, height, int(rng.integers(1, most + 1)))
+        shapes = place_shapes(rng, width, height, 1 + turn % self.max_objects if task == 'count' else 1)
         picture = draw_scene(rng, width, height, shapes)
-        possible = {'name': [('name', 'Name the largest shape.', max(shapes, key=lambda shape: shape.side).name,
+        possible = {'name': [('name', 'Name the shape.', shapes[0].name,
                               1 / (len(COLOURS) * len(SHAPES)))],
                     'count': [('count', 'How many shapes?', str(len(shapes)), 1 / self.max_objects)],
                     'locate': [('locate', f'Locate the {shapes[i].name}.', Box(tuple(map(float, shapes[i].box))), None)
                                for i in rng.permutation(len(shapes))]}
-        if self.questions_per_picture == 1:
-            return picture, [possible[task][0]]
-        # An answer must not stand in an earlier question: names and counts come before the boxes that would tell them.
-        questions = [question for other in ORDER if other in self.tasks for question in possible[other]]
+        # The sample's own task comes first, as in a held-out question; behind it only what it has not told already.
+        questions = [question for other in FOLLOWED_BY[task] if other in self.tasks for question in possible[other]]
         return picture, questions[:self.questions_per_picture]
 
     def _word(self, rng, width: int, height: int) -> tuple:

@@ -34,15 +34,27 @@ def test_train_and_held_out_share_no_picture():
 
 
 def test_held_out_asks_one_question_and_train_several():
-    train, held_out = PictureTasks(40, questions_per_picture=3), PictureTasks(40, split='held_out')
+    train, held_out = PictureTasks(40), PictureTasks(40, split='held_out')
     assert {len(held_out[i].turns) for i in range(40)} == {2}
-    assert max(len(train[i].turns) for i in range(40)) == 6
+    assert {len(train[i].turns) for i in range(40)} == {2, 4}
+    assert {len(PictureTasks(40, questions_per_picture=1)[i].turns) for i in range(40)} == {2}
     assert [held_out[i].extra['task'] for i in range(4)] == ['name', 'count', 'locate', 'read']
+
+
+def test_no_answer_stands_in_an_earlier_question():
+    dataset = PictureTasks(200, questions_per_picture=5)
+    for i in range(200):
+        turns = dataset[i].turns
+        for place in range(1, len(turns), 2):
+            answer = turns[place].content[0]
+            asked = [item for turn in turns[:place] for item in turn.content if isinstance(item, str)]
+            assert not any(answer in text for text in asked), asked
+            assert dataset[i].extra['answer'] in turns[1].content
 
 
 def test_answers_are_those_of_the_scene():
     rng = seeded(0, 'scene')
-    for count in (1, 3, 5):
+    for count in (1, 3, 6):
         for width, height in ((112, 112), (84, 112)):
             shapes = place_shapes(rng, width, height, count)
             pixels = np.asarray(draw_scene(rng, width, height, shapes), dtype=float)
@@ -84,10 +96,10 @@ def test_every_answer_of_a_task_occurs_about_equally_often():
         extra = dataset[i].extra
         if extra['task'] != 'locate':
             answers[extra['task']].append(extra['answer'])
-            assert extra['chance'] == {'name': 1 / (len(COLOURS) * len(SHAPES)), 'count': 1 / 5,
+            assert extra['chance'] == {'name': 1 / (len(COLOURS) * len(SHAPES)), 'count': 1 / 6,
                                        'read': 1 / len(WORDS)}[extra['task']]
-    assert set(answers['count']) == set('12345') and set(answers['read']) == set(WORDS)
-    assert all(25 <= answers['count'].count(answer) <= 75 for answer in '12345')  # 50, and 4 standard deviations
+    assert set(answers['count']) == set('123456') and set(answers['read']) == set(WORDS)
+    assert {answers['count'].count(answer) for answer in '123456'} <= {41, 42}  # in turn
     assert max(answers['name'].count(answer) for answer in answers['name']) <= 30
 
 
@@ -101,7 +113,7 @@ def test_words_are_whole():
 
 
 def test_sizes_are_those_asked_for():
-    dataset = PictureTasks(60, picture_sizes=((112, 112), (84, 140)))
+    dataset = PictureTasks(60, picture_sizes=((112, 112), (84, 140)), tasks=('name', 'count', 'locate'))
     assert {picture_of(dataset[i]).size for i in range(60)} == {(112, 112), (84, 140)}
 
 
