@@ -1,7 +1,8 @@
 """Next-token cross-entropy from hidden states, without ever holding all logits.
 
 Only supervised rows reach the head, and they do so in chunks: each chunk's logits are turned into its loss and its
-gradients at once and then dropped. The same maths as `F.cross_entropy(hidden @ weight.T)`, in another order; idea:
+gradients at once and then dropped. Rows that fill no more than one chunk take the plain path: it holds that one chunk's
+logits too, and no gradient of the head between the passes. The same maths as `F.cross_entropy(hidden @ weight.T)`, in another order; idea:
 Cut Your Losses, arXiv 2411.09009, and Liger Kernel, arXiv 2410.10989.
 Shapes: S supervised rows, E width, V vocabulary, c rows of a chunk.
 """
@@ -40,7 +41,10 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             if wants_hidden:
                 torch.mm(grad_logits, weight, out=grad_hidden[start:start + chunk_rows])
             if wants_weight:
-                grad_weight += grad_logits.T @ rows
+                if rows.dtype == accumulator:
+                    grad_weight.addmm_(grad_logits.T, rows)  # no second (V, E)
+                else:
+                    grad_weight += grad_logits.T @ rows
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 
@@ -69,6 +73,8 @@ class LinearCrossEntropy:
 
     def __call__(self, hidden: torch.Tensor, head_weight: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
         """Hidden states (S, E), head (V, E), targets (S,) -> sum, a scalar in float32 or wider."""
+        if hidden.shape[0] <= self.chunk_rows:
+            return _plain(hidden, head_weight, target_ids)
         return _ChunkedLinearCrossEntropy.apply(hidden, head_weight, target_ids, self.chunk_rows)
 
 
@@ -78,5 +84,9 @@ class FullCrossEntropy:
 
     def __call__(self, hidden: torch.Tensor, head_weight: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
         """As LinearCrossEntropy."""
-        logits = F.linear(hidden, head_weight)
-        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), target_ids, reduction='sum')
+        return _plain(hidden, head_weight, target_ids)
+
+
+def _plain(hidden: torch.Tensor, head_weight: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+    logits = F.linear(hidden, head_weight)
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), target_ids, reduction='sum')

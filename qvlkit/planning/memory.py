@@ -6,7 +6,7 @@
     activations   the storages that autograd keeps between the forward and the backward pass of one row, each counted
                   once, parameters left out. Counted on the pass itself (`saved_activations`), so it holds for any part,
                   any backend and any precision; with bf16 it includes the copies that autocast makes of the weights.
-                  It includes the head's gradients, which LinearCrossEntropy makes in the forward pass.
+                  It includes what LinearCrossEntropy keeps: the head's gradients, or the logits of one chunk.
     head          while the loss is made, c = min(chunk_rows, S) rows of logits: c * V * (2 * b + 4), their values and
                   gradients in b bytes each and their log-probabilities in float32.
 
