@@ -99,8 +99,8 @@ def main() -> None:
     memory = {f'{side}_peak_mib': peak_of_child(side, arguments) for side in ('full', 'chunked')}
     row = dict(setting=f'T {arguments.tokens}, E {arguments.width}, V {VOCABULARY}, float32, '
                        f'{arguments.supervised:.0%} supervised', differences=differences, **result, **memory)
-    print(f'full {result["full_ms"]:.0f} ms, chunked {result["chunked_ms"]:.0f} ms, {result["ratio"]:.2f} times as fast '
-          f'(quartiles {result["ratio_quartiles"]})\n'
+    print(f'full {result["full_ms"]:.0f} ms, chunked {result["chunked_ms"]:.0f} ms, {result["ratio"]:.2f} times '
+          f'as fast (quartiles {result["ratio_quartiles"]})\n'
           f'peak {memory["full_peak_mib"]} and {memory["chunked_peak_mib"]} MiB; relative differences {differences}')
     if not arguments.no_save:
         print(f'written: {harness.save("chunked_head", row)}')

@@ -2,8 +2,8 @@
 
 Only supervised rows reach the head, and they do so in chunks: each chunk's logits are turned into its loss and its
 gradients at once and then dropped. Rows that fill no more than one chunk take the plain path: it holds that one chunk's
-logits too, and no gradient of the head between the passes. The same maths as `F.cross_entropy(hidden @ weight.T)`, in another order; idea:
-Cut Your Losses, arXiv 2411.09009, and Liger Kernel, arXiv 2410.10989.
+logits too, and no gradient of the head between the passes. The same maths as `F.cross_entropy(hidden @ weight.T)`, in
+another order; idea: Cut Your Losses, arXiv 2411.09009, and Liger Kernel, arXiv 2410.10989.
 Shapes: S supervised rows, E width, V vocabulary, c rows of a chunk.
 """
 import torch
