@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qvlkit.config import save_config
+from qvlkit.config import check_complete, save_config
 from qvlkit.config.load import redact
 from qvlkit.convert.huggingface import load_weights
 from qvlkit.data.collate import collate
@@ -21,6 +21,7 @@ from qvlkit.engine.optimizer import build_optimizer
 from qvlkit.engine.seed import seed_everything
 from qvlkit.engine.strategies.single import SingleDevice
 from qvlkit.models.builder import build_model
+from qvlkit.planning.readiness import check_ready
 from qvlkit.registry import DATASETS, HOOKS, SCHEDULES, TOKENIZERS, TRAINERS
 from qvlkit.structures import SampleError, Turn
 from qvlkit.train.trainer import Trainer
@@ -42,12 +43,14 @@ def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = 
         work_dir: Instead of the config's.
 
     Raises:
-        ValueError: Something the run needs is absent or does not fit; raised before any step.
+        ValueError: Something the run needs is absent or does not fit. Keys, paths and memory are asked before anything
+            is read, built or written; the rest before any step.
     """
+    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        raise ValueError('torchrun: a run is one process on one device; start it without torchrun')
+    stages = stages or list(config.get('run', []))
+    check_complete(config, stages)
     folder = Path(work_dir or config['work_dir'])
-    stages = stages or list(config['run'])
-    if config.get('threads'):
-        torch.set_num_threads(config['threads'])
     for name in stages:
         stage_folder = folder / name
         if not resume and checkpoints(stage_folder):
@@ -55,6 +58,9 @@ def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = 
                              'or choose another folder with --work-dir')
     begun = [name for name in stages if checkpoints(folder / name)]
     stages = stages[stages.index(begun[-1]):] if begun else stages  # those before it are done
+    check_ready(config, stages)
+    if config.get('threads'):
+        torch.set_num_threads(config['threads'])
     for name in stages:
         trainer = build_stage(config, name, folder / name, load_from=load_from)
         save_config(config, folder / 'config.json')

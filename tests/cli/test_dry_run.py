@@ -97,7 +97,7 @@ def test_a_frozen_part_shows_in_the_table(tiny_text):
              and len(line) == 6 and line[3] in ('yes', 'no')}
     assert table['vision_encoder'][3:5] == ['no', '-']
     assert table['merger'][3:5] == ['yes', '0.0003']
-    assert table['language_model'][4] == '0.002'
+    assert table['language_model'][4] == format(config['stages']['sft']['optimizer']['lr'], 'g')
 
 
 def test_rows_too_short_for_the_stand_ins_are_named(tiny_text):
