@@ -15,6 +15,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import sys
 from typing import Any
 
 from mmengine.registry import Registry as MMEngineRegistry
@@ -31,15 +32,28 @@ class Registry(MMEngineRegistry):
     def __init__(self, name: str, location: str):
         super().__init__(name, scope='qvlkit')
         self._location = location
+        self._importing = False
 
     def _import_parts(self) -> None:
-        """Import the location once, and every module in it if it is a folder."""
-        if self._location is None:
+        """Import the location once, and every module in it if it is a folder.
+
+        A module that fails is imported again, and fails again, at the next question. One that asks this registry while
+        it is imported finds what is registered so far.
+        """
+        if self._location is None or self._importing:
             return
-        location, self._location = self._location, None
-        package = importlib.import_module(location)
-        for module in pkgutil.iter_modules(getattr(package, '__path__', [])):
-            importlib.import_module(f'{location}.{module.name}')
+        before = set(self.module_dict)
+        self._importing = True
+        try:
+            package = importlib.import_module(self._location)
+            for module in pkgutil.iter_modules(getattr(package, '__path__', [])):
+                importlib.import_module(f'{self._location}.{module.name}')
+            self._location = None
+        finally:
+            self._importing = False
+            for name in self.module_dict.keys() - before:  # what a failed module registered would be in its own way
+                if self.module_dict[name].__module__ not in sys.modules:
+                    del self.module_dict[name]
 
     def names(self) -> list[str]:
         """The registered names, sorted."""

@@ -1,4 +1,6 @@
 """The registries: closed names, checked keys, injected values."""
+import sys
+
 import pytest
 
 from qvlkit.registry import ALL, MERGERS, Registry, constructor_keys, near_names
@@ -67,6 +69,26 @@ def test_a_name_is_registered_once(fruits):
 def test_constructor_keys(fruits):
     assert constructor_keys(fruits.get('Apple')) == ['weight', 'colour']
     assert constructor_keys(fruits.get('Anything')) is None
+
+
+def test_a_module_that_fails_says_so_at_every_question(tmp_path, monkeypatch):
+    """One that asks its own registry while it is imported does not start over; what failed can be put right."""
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry('drink', 'drinks_of_a_test')
+    monkeypatch.setattr('qvlkit.registry.DRINKS', registry, raising=False)
+    folder = tmp_path / 'drinks_of_a_test'
+    folder.mkdir()
+    part = 'from qvlkit.registry import DRINKS\n@DRINKS.register_module()\nclass {}:\n    pass\n'
+    for name, text in (('__init__', ''), ('a_tea', part.format('Tea') + 'assert DRINKS.get("Tea") is Tea\n'),
+                       ('b_milk', part.format('Milk') + 'import no_such_module_at_all\n')):
+        (folder / f'{name}.py').write_text(text)
+    for question in (registry.names, registry.names, lambda: registry.get('Tea')):
+        with pytest.raises(ImportError, match='no_such_module_at_all'):
+            question()
+    (folder / 'b_milk.py').write_text(part.format('Milk'))
+    assert registry.names() == ['Milk', 'Tea']
+    for name in [name for name in sys.modules if name.startswith('drinks_of_a_test')]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_near_names():
