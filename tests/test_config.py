@@ -131,12 +131,15 @@ HOSTILE = {
     'getoutput.py': ("model = dict(merger=dict(type='subprocess.getoutput', cmd='touch MARKER'))\n",
                      ['model.merger.type', 'subprocess.getoutput']),
     'getpid.yaml': ('stages: {sft: {optimizer: {type: os.getpid}}}\n', ['stages.sft.optimizer.type', 'os.getpid']),
-    'nowhere.yaml': ('evaluation: {thing: {type: os.getpid}}\n', ['evaluation.thing.type', 'os.getpid']),
+    'nowhere.yaml': ('stages: {sft: {hooks: {log: {thing: {type: os.getpid}}}}}\n',
+                     ['stages.sft.hooks.log.thing.type', 'os.getpid']),
     'bomb.yaml': (BOMB, ['bomb.yaml', 'expansion']),
     'twice.yaml': ('seed: 0\nrun: []\nseed: 1\n', ['twice.yaml, line 3', 'duplicate key seed']),
     'twice.json': ('{"seed": 0, "seed": 1}', ['twice.json', 'duplicate key seed']),
     'deep.json': ('{"a":' * 100_000, ['deep.json']),
     'unknown.py': ('sede = 0\n', ['sede', "did you mean 'seed'"]),
+    'unread.yaml': ('evaluation: {metrics: {}}\n', ['evaluation', 'unknown key']),
+    'unread_stage_key.yaml': ('stages: {sft: {init: null}}\n', ['stages.sft.init', 'unknown key']),
     'unknown_stage_key.yaml': ('stages: {sft: {max_step: 3}}\n', ['stages.sft.max_step', "did you mean 'max_steps'"]),
     'unknown_argument.py': ("model = dict(merger=dict(type='NarrowMerger', hiden=3))\n",
                             ['model.merger.hiden', "did you mean 'hidden'"]),
@@ -318,17 +321,18 @@ def test_secrets_do_not_reach_the_saved_config_or_the_log(tmp_path, monkeypatch,
     secret = 'secret-value-of-the-environment'
     monkeypatch.setenv('SOME_API_KEY', secret)
     path = write(tmp_path / 'c.py', "import os\nwork_dir = 'runs/' + os.environ['SOME_API_KEY']\n"
-                                    "evaluation = dict(api_key=os.environ['SOME_API_KEY'], hub_token='abc',\n"
-                                    "                  password='p', client_secret='s', image_key='image',\n"
-                                    "                  tokens_per_second=2, num_tokens=5, eos_token='<|im_end|>')\n")
+                                    "log = dict(api_key=os.environ['SOME_API_KEY'], hub_token='abc', password='p',\n"
+                                    "           client_secret='s', image_key='image', tokens_per_second=2,\n"
+                                    "           num_tokens=5, eos_token='<|im_end|>')\n"
+                                    "stages = dict(sft=dict(hooks=dict(log=log)))\ndel log\n")
     with caplog.at_level(logging.DEBUG):
         save_config(load_config(path), tmp_path / 'saved.json')
     text = (tmp_path / 'saved.json').read_text()
     assert secret not in text and secret not in caplog.text
-    assert json.loads(text)['evaluation'] == dict(
+    assert json.loads(text)['stages']['sft']['hooks']['log'] == dict(
         api_key='<redacted>', hub_token='<redacted>', password='<redacted>', client_secret='<redacted>',
         image_key='image', tokens_per_second=2, num_tokens=5, eos_token='<|im_end|>')
-    assert load_config(tmp_path / 'saved.json').evaluation.num_tokens == 5
+    assert load_config(tmp_path / 'saved.json').stages.sft.hooks.log.num_tokens == 5
 
 
 def test_redaction_keeps_the_tokenizer():

@@ -5,9 +5,9 @@ Below a dict with `type` the keys are the arguments of the constructor that `typ
 from collections.abc import Collection
 
 TOP_LEVEL = ('model', 'tokenizer', 'processor', 'stages', 'run', 'seed', 'work_dir', 'precision', 'plugins',
-             'evaluation', 'threads')
+             'threads')
 STAGE = ('trainer', 'data', 'loader', 'max_steps', 'accumulation', 'max_grad_norm', 'parts', 'optimizer', 'schedule',
-         'hooks', 'evaluation', 'model', 'processor', 'init')
+         'hooks', 'model', 'processor')
 MODEL = ('vision_encoder', 'merger', 'position_encoding', 'language_model', 'attention', 'image_mean',
          'image_std')
 PROCESSOR = ('min_pixels', 'max_pixels', 'video_min_pixels', 'video_max_pixels', 'video_total_pixels')
@@ -21,7 +21,7 @@ NAMED = ('hooks', 'metrics', 'datasets', 'benchmarks')
 REQUIRED = ('model', 'tokenizer', 'stages', 'run', 'work_dir')
 REQUIRED_OF_STAGE = ('trainer', 'data', 'loader', 'max_steps', 'optimizer', 'schedule')
 # Keys that may be null.
-NULLABLE = ('max_grad_norm', 'evaluation', 'init', 'threads')
+NULLABLE = ('max_grad_norm', 'threads')
 
 
 def known_keys(path: str) -> Collection[str] | None:
