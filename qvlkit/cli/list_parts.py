@@ -2,6 +2,7 @@
 import argparse
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 from qvlkit.cli.main import run_tool
 
@@ -55,9 +56,10 @@ def list_parts(slot: str | None, plugins: Sequence[str] = ()) -> None:
     Console().print(table)
 
 
-def first_line(part: type) -> str:
-    """The first line of a part's own docstring."""
-    return (inspect.cleandoc(part.__dict__.get('__doc__') or '') or '-').splitlines()[0]
+def first_line(part: Any) -> str:
+    """The first line of the docstring of a function, or of a class's own: one that is inherited tells of another."""
+    text = part.__dict__.get('__doc__') if inspect.isclass(part) else part.__doc__
+    return (inspect.cleandoc(text or '') or '-').splitlines()[0]
 
 
 if __name__ == '__main__':

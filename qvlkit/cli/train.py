@@ -16,8 +16,6 @@ examples:
       one stage, from its newest intact checkpoint on
   qvlkit train my_config.py --dry-run
       build everything, show what would run, and train nothing
-  torchrun --nproc-per-node 8 -m qvlkit.cli.train my_config.py
-      the same on many GPUs
 
 Each stage writes its checkpoints and logs into WORK_DIR/STAGE.
 Exit codes: 0 done; 2 a mistake in the arguments, the config or the data, told in one line; 130 interrupted.'''

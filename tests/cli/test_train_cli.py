@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from qvlkit.cli import list_parts, main, train
+from qvlkit.registry import ALL
 
 ROOT = Path(__file__).parents[2]
 CONFIG = '''
@@ -123,3 +124,11 @@ def test_list_parts(capsys):
     assert 'Qwen25ViT' in capsys.readouterr().out
     assert list_parts.main(['mergr']) == 2
     assert "did you mean 'merger'" in capsys.readouterr().err
+
+
+def test_every_listed_part_says_what_it_is(capsys):
+    assert list_parts.main(['attention_backend']) == 0
+    assert 'One scaled_dot_product_attention call' in ' '.join(capsys.readouterr().out.split())
+    for kind in ALL:
+        for name in kind.names():
+            assert list_parts.first_line(kind.get(name)) != '-', name
