@@ -8,13 +8,19 @@ import torch
 from PIL import Image
 
 from qvlkit.data.datasets.conversation import ConversationDataset
-from qvlkit.data.processor import IMAGE_MEAN, IMAGE_STD, Processor
+from qvlkit.data.processor import Processor
 from qvlkit.data.tokenizers import ByteLevelBPE
+from qvlkit.models.builder import build_model
 from qvlkit.structures import Media, Sample, Turn, VisionGeometry
 
 transformers = pytest.importorskip('transformers')
 SHARED = Path(__file__).parents[2] / '..' / 'shared' / 'data'
 GEOMETRY = VisionGeometry(14, 2, 2)
+MODEL = build_model(dict(  # for its normalise() alone, which needs no weights
+    vision_encoder=dict(type='Qwen2ViT', width=8, depth=1, num_heads=1), merger=dict(type='PatchMerger'),
+    position_encoding=dict(type='RoPE1D'), language_model=dict(
+        type='Qwen2Decoder', width=8, depth=1, num_heads=1, num_kv_heads=1, feed_forward_width=8, vocab_size=8)),
+    device='meta')
 TEXTS = ['Who are they? What are they doing in 2015?', 'They are celebrating on the field.\n\n- one\n- two',
          '你好，世界！'] * 4
 
@@ -58,14 +64,8 @@ def normalised(encoded):
 
     x / 255 in float32 equals transformers' x * (1 / 255) in float64, rounded; x * (1 / 255) in float32 does not.
     """
-    mean, std = (np.array(value, dtype=np.float32)[:, None] for value in (IMAGE_MEAN, IMAGE_STD))
-    rows = []
-    for patches, kind in zip(encoded.patches, encoded.kinds, strict=True):
-        frames = GEOMETRY.temporal_patch_size if kind == 'video' else 1
-        values = patches.reshape(len(patches), 3, frames, -1)
-        values = (values.astype(np.float32) / np.float32(255) - mean[:, None]) / std[:, None]
-        rows.append(np.repeat(values, GEOMETRY.temporal_patch_size // frames, axis=2).reshape(len(patches), -1))
-    return np.concatenate(rows)
+    return torch.cat([MODEL.normalise(torch.from_numpy(patches), GEOMETRY.temporal_patch_size if kind == 'video' else 1)
+                      for patches, kind in zip(encoded.patches, encoded.kinds, strict=True)]).numpy()
 
 
 def expand(ids, tokenizer, counts):
