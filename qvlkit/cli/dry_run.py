@@ -63,7 +63,11 @@ class _StageRun:
         self.stage, self.key = config['stages'][name], f'stages.{name}'
         self.model_config = self.stage.get('model', config['model'])
         self.rows_per_step = self.stage.get('accumulation', 1)
-        self.compute_dtype = torch.float32 if config.get('precision', 'auto') == 'fp32' else torch.bfloat16
+        precision = config.get('precision', 'auto')
+        self.compute_dtype = torch.float32 if precision == 'fp32' else torch.bfloat16
+        self.products = str(self.compute_dtype).removeprefix('torch.') + ' products'
+        if SingleDevice(precision).dtype != self.compute_dtype:
+            self.products += ', which auto takes on a GPU that has them; float32 on this machine'
 
     def run(self) -> None:
         """Build, rehearse, print."""
@@ -183,8 +187,8 @@ class _StageRun:
         self.console.print(output)
 
     def _print_memory(self, memory: Memory) -> None:
-        kind = str(self.compute_dtype).removeprefix('torch.')
-        output = _table(f'memory on one device ({kind} products)', 'estimate', right=(1,))
+        self.console.print(f'memory     of one device, with {self.products}')
+        output = _table('memory', 'estimate', right=(1,))
         for name, size in memory.categories().items():
             output.add_row(name, format_bytes(size))
         output.add_section()
