@@ -43,6 +43,7 @@ def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = 
         work_dir: Instead of the config's.
 
     Raises:
+        FileNotFoundError: There is no folder `load_from`.
         ValueError: Something the run needs is absent or does not fit. Keys, paths and memory are asked before anything
             is read, built or written; the rest before any step.
     """
@@ -59,6 +60,8 @@ def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = 
     begun = [name for name in stages if checkpoints(folder / name)]
     stages = stages[stages.index(begun[-1]):] if begun else stages  # those before it are done
     check_ready(config, stages)
+    if load_from is not None and not Path(load_from).expanduser().is_dir():
+        raise FileNotFoundError(f'{load_from}: no such folder to load weights from')
     if config.get('threads'):
         torch.set_num_threads(config['threads'])
     for name in stages:

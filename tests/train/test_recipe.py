@@ -115,6 +115,68 @@ def test_load_from_starts_from_those_weights(small, tmp_path):
     assert all(torch.equal(value, trained[name]) for name, value in started.model.state_dict().items())
 
 
+@pytest.mark.parametrize('extra', [[], ['--resume'], ['--load-from', 'gone']], ids=str)
+def test_a_72b_run_that_lacks_everything_ends_with_one_sentence(tmp_path, monkeypatch, capsys, extra):
+    monkeypatch.setattr('qvlkit.planning.readiness.device_memory', lambda: (2**34, 'this machine (CPU)'))
+    monkeypatch.setattr('qvlkit.train.recipe.build_stage', lambda *_, **__: pytest.fail('something was built'))
+    assert train_cli.main(['qwen25vl_72b', '--work-dir', str(tmp_path / 'run'), *extra]) == 2
+    message, = capsys.readouterr().err.splitlines()
+    for words in ('error: tokenizer.path: no such folder', 'stages.sft.data.path: no such file',
+                  'model: 73,410,777,344 parameters need', 'this machine (CPU) has 16'):
+        assert words in message
+    assert not (tmp_path / 'run').exists()
+
+
+def test_weights_that_are_not_there_are_named_before_any_work(small, tmp_path):
+    with pytest.raises(FileNotFoundError, match='gone: no such folder'):
+        run_recipe(small(), work_dir=tmp_path / 'run', load_from=str(tmp_path / 'gone'))
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_recipe_names_the_key_that_its_config_lacks(small, tmp_path):
+    for key in ('run', 'tokenizer'):
+        config = small()
+        del config[key]
+        with pytest.raises(ValueError, match=f'^{key}: '):
+            run_recipe(config, work_dir=tmp_path)
+
+
+def test_a_mixture_of_conversations_is_ready(small, tmp_path):
+    records = [{'messages': [{'role': 'user', 'content': f'{i} + {i}?'}, {'role': 'assistant', 'content': str(2 * i)}]}
+               for i in range(32)]
+    for name in ('one.json', 'two.json'):
+        (tmp_path / name).write_text(json.dumps(records))
+    config = small('stages.sft.max_steps=2')
+    parts = {name: dict(dataset=dict(type='ConversationDataset', path=str(tmp_path / f'{name}.json')), weight=1.0)
+             for name in ('one', 'two')}
+    config['stages']['sft']['data'] = dict(type='MixedDataset', parts=parts, size=60)
+    run_recipe(config, work_dir=tmp_path / 'run')
+    assert (tmp_path / 'run' / 'sft' / 'step_2').is_dir()
+    (tmp_path / 'two.json').unlink()
+    with pytest.raises(ValueError, match=r'stages\.sft\.data\.parts\.two\.dataset\.path: no such file'):
+        run_recipe(config, work_dir=tmp_path / 'again')
+
+
+def test_a_resume_asks_only_for_what_is_left(small, tmp_path):
+    config = small('stages.sft.max_steps=2')
+    config['stages']['more'] = json.loads(json.dumps(config['stages']['sft']))
+    config['stages']['more']['data'] = dict(type='ConversationDataset', path=str(tmp_path / 'gone.json'))
+    with pytest.raises(ValueError, match='stages.more.data.path'):
+        run_recipe(config, stages=['sft', 'more'], work_dir=tmp_path / 'run', resume=True)
+    assert not (tmp_path / 'run').exists()
+    config['stages']['more']['data'], gone = config['stages']['sft']['data'], config['stages']['more']['data']
+    run_recipe(config, stages=['sft', 'more'], work_dir=tmp_path / 'run')
+    config['stages']['sft']['data'] = gone
+    run_recipe(config, stages=['sft', 'more'], work_dir=tmp_path / 'run', resume=True)
+
+
+def test_a_run_of_many_processes_is_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'of-a-test')
+    with pytest.raises(ValueError, match='one process on one device'):
+        run_recipe(small(), work_dir=tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
 def test_an_unknown_stage_is_named(small, tmp_path):
     with pytest.raises(ValueError, match="no stage is called 'dpo'; stages: sft"):
         build_stage(small(), 'dpo', tmp_path)
