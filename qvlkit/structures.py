@@ -181,9 +181,12 @@ class AttentionPlan:
         lengths_k = lengths_q if lengths_k is None else tuple(map(int, lengths_k))
         if len(lengths_q) != len(lengths_k):
             raise ValueError(f'{len(lengths_q)} query segments but {len(lengths_k)} key segments')
-        runs = tuple((len(list(same)), *lengths) for lengths, same in itertools.groupby(zip(lengths_q, lengths_k)))
         cu_q = _cumulative(lengths_q)
-        cu_k = cu_q if lengths_k is lengths_q else _cumulative(lengths_k)
+        if lengths_k is lengths_q:
+            cu_k, runs = cu_q, tuple((len(list(same)), n, n) for n, same in itertools.groupby(lengths_q))
+        else:
+            cu_k = _cumulative(lengths_k)
+            runs = tuple((len(list(same)), *pair) for pair, same in itertools.groupby(zip(lengths_q, lengths_k)))
         return cls(cu_q, cu_k, lengths_q, lengths_k, causal, runs, key_index)
 
     @property
@@ -199,10 +202,7 @@ class AttentionPlan:
 
 
 def _cumulative(lengths: tuple[int, ...]) -> torch.Tensor:
-    cumulative = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-    if lengths:
-        cumulative[1:] = torch.tensor(lengths, dtype=torch.int64).cumsum(0).to(torch.int32)
-    return cumulative
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
 
 
 @dataclass

@@ -108,22 +108,25 @@ class Qwen25ViT(nn.Module):
 
     def plan(self, grids: Sequence[Grid]) -> VisionPlan:
         """Window order, its cumulative lengths and 2-D positions: on the CPU, from the grids alone."""
-        patch_orders, cell_orders, positions, windows = [], [], [], []
-        patch, cell = 0, 0
+        frames = frame_lengths(grids)
+        order = np.empty(sum(frames), dtype=np.int64)
+        token_order = np.empty(len(order) // self.merge_size**2, dtype=np.int64)
+        positions = np.empty((len(order), 2), dtype=np.int64)
+        windows, patch, cell = [], 0, 0
         for t, rows, columns in grids:
             patches, cells, place, lengths = _frame_plan(rows, columns, self.merge_size, self.window_cells)
             for _ in range(t):
-                patch_orders.append(patches + patch)
-                cell_orders.append(cells + cell)
-                positions.append(place)
+                next_patch, next_cell = patch + len(patches), cell + len(cells)
+                np.add(patches, patch, out=order[patch:next_patch])
+                np.add(cells, cell, out=token_order[cell:next_cell])
+                positions[patch:next_patch] = place
                 windows.extend(lengths)
-                patch, cell = patch + len(patches), cell + len(cells)
+                patch, cell = next_patch, next_cell
         return VisionPlan(
-            order=torch.from_numpy(np.concatenate(patch_orders)),
-            token_order=torch.from_numpy(np.concatenate(cell_orders)),
-            positions=torch.from_numpy(np.concatenate(positions)),
+            order=torch.from_numpy(order), token_order=torch.from_numpy(token_order),
+            positions=torch.from_numpy(positions),
             attention=dict(window=AttentionPlan.from_lengths(windows, causal=False),
-                           full=AttentionPlan.from_lengths(frame_lengths(grids), causal=False)),
+                           full=AttentionPlan.from_lengths(frames, causal=False)),
             grids=tuple(grids))
 
     def forward(self, patches: torch.Tensor, plan: VisionPlan) -> torch.Tensor:
