@@ -22,12 +22,11 @@ processor = dict(min_pixels=56 * 56, max_pixels=140 * 140)
 stages = dict(
     sft=dict(
         trainer=dict(type='SFTTrainer'),
-        data=dict(type='MixedDataset', size=20000, parts=dict(
-            picture_tasks=dict(dataset=dict(
-                type='PictureTasks', size=20000, tasks=['name', 'read', 'count', 'read', 'locate']), weight=9.0),
+        data=dict(type='MixedDataset', size=40000, parts=dict(
+            picture_tasks=dict(dataset=dict(type='PictureTasks', size=40000), weight=14.0),
             photos=dict(dataset=dict(type='PhotoQuestions', size=2000, tasks=['subject']), weight=1.0))),
-        loader=dict(row_length=1024, chunk_size=256, num_workers=0),
-        max_steps=420,
+        loader=dict(row_length=1024, chunk_size=256, num_workers=1),
+        max_steps=900,
         max_grad_norm=1.0,
         optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, betas=[0.9, 0.95]),
         schedule=dict(type='WarmupCosine', warmup_ratio=0.05, final_ratio=0.02),
@@ -35,11 +34,11 @@ stages = dict(
             console=dict(type='ConsoleHook', interval=10),
             jsonl=dict(type='JSONLHook', interval=10),
             checkpoint=dict(type='CheckpointHook', interval=200, keep=1),
-            evaluation=dict(type='EvaluationHook', max_new_tokens=32, dataset=dict(
-                type='MixedDataset', size=800, parts=dict(
-                    picture_tasks=dict(dataset=dict(type='PictureTasks', size=640, split='held_out'), weight=4.0),
+            evaluation=dict(type='EvaluationHook', max_new_tokens=28, dataset=dict(
+                type='MixedDataset', size=500, parts=dict(
+                    picture_tasks=dict(dataset=dict(type='PictureTasks', size=400, split='held_out'), weight=4.0),
                     photos=dict(dataset=dict(
-                        type='PhotoQuestions', size=160, tasks=['subject'], split='held_out'), weight=1.0)))))))
+                        type='PhotoQuestions', size=100, tasks=['subject'], split='held_out'), weight=1.0)))))))
 
 run = ['sft']
 seed = 0

@@ -32,9 +32,11 @@ SPLITS = ('train', 'held_out')
 FOLLOWED_BY = {'name': ('name', 'locate'), 'count': ('count',), 'locate': ('locate',)}
 WORD_PICTURES = ((84, 56),)  # (width, height) of a picture with a word
 
+ONLY_SIDE = (0.44, 0.62)  # side of an object that is alone, as a part of the picture's shorter side
 LARGEST_SIDE = (0.40, 0.50)  # side of the largest object, as a part of the picture's shorter side
 OTHER_SIDE = (0.23, 0.28)  # sides of the others: always well below the largest, so that 'largest' is never in doubt
-FONT_SIZES = (26, 30)
+FONT_SIZES = (31, 34)
+JITTER = 3  # pixels by which a word is off the middle, at most
 GAP = 3  # pixels between objects, and between an object and the border
 SMOOTHING = 2  # pictures are drawn this much larger and averaged down, for smooth edges
 
@@ -145,7 +147,7 @@ def place_shapes(rng: np.random.Generator, width: int, height: int, count: int) 
     while True:
         shapes: list[Shape] = []
         for i, (colour, kind) in enumerate(zip(colours, kinds)):
-            low, high = LARGEST_SIDE if i == 0 else OTHER_SIDE
+            low, high = OTHER_SIDE if i else LARGEST_SIDE if count > 1 else ONLY_SIDE
             side = int(rng.integers(int(low * shortest), int(high * shortest) + 1))
             box = _free_place(rng, width, height, side, shapes)
             if box is None:
@@ -185,14 +187,14 @@ def draw_scene(rng: np.random.Generator, width: int, height: int, shapes: list[S
 
 
 def draw_word(rng: np.random.Generator, width: int, height: int, word: str) -> Image.Image:
-    """The word in one colour at a random place and size, whole: an RGB picture of (width, height)."""
+    """The word in one colour near the middle, whole: an RGB picture of (width, height)."""
     picture = _background(rng, width, height)
     font = _font(int(rng.integers(FONT_SIZES[0], FONT_SIZES[1] + 1)))
-    left, top, right, bottom = font.getbbox(word)
-    x = int(rng.integers(1, max(2, width - (right - left))))
-    y = int(rng.integers(1, max(2, height - (bottom - top))))
-    colour = _shade(rng, INKS[rng.integers(len(INKS))], darker=0.7)
-    ImageDraw.Draw(picture).text((x - left, y - top), word, fill=colour, font=font)
+    left, top, right, bottom = font.getbbox(word, stroke_width=1)
+    x, y = (int(np.clip((side - length) // 2 + rng.integers(-JITTER, JITTER + 1), 1, max(1, side - length - 1)))
+            for side, length in ((width, right - left), (height, bottom - top)))
+    colour = _shade(rng, INKS[rng.integers(len(INKS))], darker=0.4)
+    ImageDraw.Draw(picture).text((x - left, y - top), word, fill=colour, font=font, stroke_width=1)
     return picture
 
 
