@@ -154,7 +154,7 @@ def test_too_many_bad_samples_end_the_run(run):
     (['stages.sft.optimizer.lr=fast'], ['stages.sft.optimizer.lr', "'fast'"]),
     (['model.merger.type=PatchMergr'], ['model.merger', "'PatchMerger'"]),
     (['stages.sft.loader.on_error=ignore'], ['loader.on_error', "'skip'"]),
-    (['stages.sft.data.path=nowhere.json'], ['nowhere.json', 'does not exist']),
+    (['stages.sft.data.path=nowhere.json'], ['nowhere.json', 'no such file']),
 ])
 def test_a_wrong_setting_is_named(run, overrides, words):
     code, err = run([GOOD], '--set', *overrides)

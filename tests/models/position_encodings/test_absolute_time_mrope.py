@@ -8,7 +8,8 @@ from qvlkit.structures import TextSpan, VisionSpan
 
 
 def test_ids_equal_a_loop_over_tokens():
-    ids = AbsoluteTimeMRoPE(8, sections=[1, 1, 2], tokens_per_second=3, theta=100.0).ids([TextSpan(2), VisionSpan((3, 2, 4), 0.4), TextSpan(2)])
+    encoding = AbsoluteTimeMRoPE(8, sections=[1, 1, 2], tokens_per_second=3, theta=100.0)
+    ids = encoding.ids([TextSpan(2), VisionSpan((3, 2, 4), 0.4), TextSpan(2)])
     expected = [(0, 0, 0), (1, 1, 1)]
     for group in range(3):
         expected += [(2 + int(group * 0.4 * 3), 2 + row, 2 + column) for row in range(2) for column in range(4)]
