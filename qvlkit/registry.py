@@ -138,6 +138,12 @@ ATTENTION_BACKENDS = Registry('attention backend', 'qvlkit.models.layers.attenti
 LOSSES = Registry('loss', 'qvlkit.losses')
 # Give samples by index.
 DATASETS = Registry('dataset', 'qvlkit.data.datasets')
+# Give records and their media by index: files, LMDB, Parquet, tar.
+STORES = Registry('store', 'qvlkit.data.stores')
+# Decode frames of a video file, with their times.
+VIDEO_READERS = Registry('video reader', 'qvlkit.data.video_readers')
+# Sample -> Sample: one step between a dataset and numbers.
+TRANSFORMS = Registry('transform', 'qvlkit.data.transforms')
 # Text to token ids and back.
 TOKENIZERS = Registry('tokenizer', 'qvlkit.data.tokenizers')
 # Change the weights from their gradients.
@@ -151,5 +157,5 @@ HOOKS = Registry('hook', 'qvlkit.train.hooks')
 # Score a model's answers on held-out samples.
 METRICS = Registry('metric', 'qvlkit.evaluation.metrics')
 
-ALL = [VISION_ENCODERS, MERGERS, POSITION_ENCODINGS, LANGUAGE_MODELS, ATTENTION_BACKENDS, LOSSES, DATASETS, TOKENIZERS,
-       OPTIMIZERS, SCHEDULES, TRAINERS, HOOKS, METRICS]
+ALL = [VISION_ENCODERS, MERGERS, POSITION_ENCODINGS, LANGUAGE_MODELS, ATTENTION_BACKENDS, LOSSES, DATASETS, STORES,
+       VIDEO_READERS, TRANSFORMS, TOKENIZERS, OPTIMIZERS, SCHEDULES, TRAINERS, HOOKS, METRICS]

@@ -52,46 +52,114 @@ class VisionGeometry:
         return t, rows // self.merge_size, columns // self.merge_size
 
 
+@dataclass(frozen=True)
+class MediaSize:
+    """What is known of a medium before it is decoded.
+
+    width, height: pixels of the upright picture. frames: decodable frames of a video, 0 for an image. seconds: how long
+    the video lasts, its last frame included.
+    """
+    kind: str  # 'image' or 'video'
+    width: int
+    height: int
+    frames: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class SampleSizes:
+    """What a store knows of a record without reading it: enough to plan rows.
+
+    text_tokens: tokens of the rendered sample except visual ones; num_targets: those that are learned; media: in
+    reading order. `text_key` names the tokenizer and the template that counted them: with others the numbers are void.
+    """
+    text_tokens: int
+    num_targets: int
+    media: tuple[MediaSize, ...] = ()
+    text_key: str = ''
+
+
 @dataclass
 class Media:
     """An image or a video inside a conversation.
 
-    `source` is a path, encoded bytes, a PIL image, or for a video a list of those (its frames).
-    After loading, `pixels` holds uint8 frames (frames, height, width, C) at the model's size.
+    `source` is a path, encoded bytes, a PIL image, an array, an object with `size` and `draw()`, or for a video also a
+    list of those (its frames). `start` and `end` cut a video, in seconds.
+
+    Transforms plan first and touch pixels last: `size` is the (width, height) that the picture has after the `edits`
+    planned so far, and `edits` is what will be done to each decoded frame, in order. What is planned is therefore known
+    without decoding.
     """
     kind: str  # 'image' or 'video'
     source: Any
-    fps: float = 2.0  # frames per second of a video's frame list
-    pixels: Any = None
-    source_size: tuple[int, int] | None = None  # (width, height) before resizing, EXIF applied
+    fps: float = 2.0  # frames per second of a video's frame list; a file's stream tells its own time
+    start: float | None = None
+    end: float | None = None
+    size: tuple[int, int] | None = None  # (width, height) now: after orientation and the edits planned so far
+    source_size: tuple[int, int] | None = None  # (width, height) before any edit, orientation applied
+    edits: tuple = ()
+    frames: tuple[int, ...] = ()  # which frames of a video are taken
+    seconds_per_grid: float = 0.0  # time between frame groups of a video
+    patches: Any = None  # uint8 (N, C*P*P) of an image or (N, C*F*P*P) of a video, in block order
+    grid: Grid | None = None
 
 
 @dataclass
-class Box:
-    """A rectangle (x1, y1, x2, y2) on one medium of the sample.
+class Region:
+    """A place on one medium of the sample: coordinates x1, y1, x2, y2, ... in the space that `space` names.
 
-    `space` names its coordinates: 'source' (pixels of the original picture) or 'resized' (pixels the model sees).
+    Spaces: 'source' (pixels of the original upright picture), 'pixels' (of the picture as it is after the edits planned
+    so far), 'resized' (pixels of the picture resized for the model, before any other edit), 'thousand' (0 to 1000 over
+    each side) and 'unit' (0 to 1).
     """
-    coordinates: tuple[float, float, float, float]
+    coordinates: tuple[float, ...]
     label: str = ''
     media_index: int = 0
     space: str = 'source'
 
 
 @dataclass
+class Box(Region):
+    """A rectangle (x1, y1, x2, y2)."""
+
+
+@dataclass
+class Point(Region):
+    """A point (x, y)."""
+
+
+@dataclass
+class Polygon(Region):
+    """A closed outline (x1, y1, x2, y2, x3, y3, ...), three corners or more."""
+
+
+@dataclass
 class Turn:
-    """One message: role 'system', 'user', 'assistant' or 'tool', and content in reading order."""
+    """One message, or a document: role 'system', 'user', 'assistant', 'tool' or 'document', and content in reading order.
+
+    A sample of one 'document' turn is read without a chat around it: its text is learned, its media are not.
+    """
     role: str
-    content: list  # of str, Media, Box
+    content: list  # of str, Media, Region
 
 
 @dataclass
 class Sample:
-    """A conversation as a dataset gives it, before pixels are decoded or text is tokenized."""
+    """A conversation or a document as a dataset gives it, before pixels are decoded or text is tokenized.
+
+    rejected: of a preference pair, the turns that stand where the conversation's last answer stands, and are worse; empty
+    otherwise. limits: what this sample's source sets instead of the processor's own, for example max_pixels or fps.
+    """
     id: str
     turns: list[Turn]
     source: str = ''  # name of the dataset it came from
     extra: dict = field(default_factory=dict)  # what a metric needs: task name, expected answer, ...
+    rejected: list[Turn] = field(default_factory=list)
+    limits: dict = field(default_factory=dict)
+
+    def media(self) -> list[Media]:
+        """Its media in reading order."""
+        return [item for turn in self.turns for item in turn.content if isinstance(item, Media)]
 
 
 @dataclass
