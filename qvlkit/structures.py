@@ -95,6 +95,7 @@ class Media:
     fps: float = 2.0  # frames per second of a video's frame list; a file's stream tells its own time
     start: float | None = None
     end: float | None = None
+    video: Any = None  # of a video: its frames' times (VideoInfo), once opened
     size: tuple[int, int] | None = None  # (width, height) now: after orientation and the edits planned so far
     source_size: tuple[int, int] | None = None  # (width, height) before any edit, orientation applied
     edits: tuple = ()
@@ -156,10 +157,20 @@ class Sample:
     extra: dict = field(default_factory=dict)  # what a metric needs: task name, expected answer, ...
     rejected: list[Turn] = field(default_factory=list)
     limits: dict = field(default_factory=dict)
+    segments: list = field(default_factory=list)  # of Segment: the rendered text, with its placeholders and targets
+    tokens: 'TokenizedText | None' = None
 
     def media(self) -> list[Media]:
         """Its media in reading order."""
         return [item for turn in self.turns for item in turn.content if isinstance(item, Media)]
+
+
+@dataclass
+class TokenizedText:
+    """token_ids (T,) int64; is_target (T,) bool; visual_rows (M,) int64: rows of the placeholders, in order."""
+    token_ids: Any
+    is_target: Any
+    visual_rows: Any
 
 
 @dataclass
@@ -185,6 +196,14 @@ class VisionSpan:
 
 
 Layout = list  # of TextSpan | VisionSpan, in token order
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a sample will cost a row, known without decoding: its tokens, its targets, its grids in patches."""
+    length: int
+    num_targets: int
+    grids: tuple[Grid, ...] = ()
 
 
 @dataclass

@@ -1,12 +1,15 @@
-"""One sample from a conversation to numbers: decode, resize, cut into patches, write boxes, render, tokenize.
+"""One sample from a conversation to numbers: a chain of transforms, the last of which touches pixels.
 
 Source: Qwen2.5-VL (arXiv 2502.13923) sections 2.1 and 2.2. What depends on the model is handed in as plain callables
 by whoever builds both: how many tokens a grid becomes, and the position ids of a layout.
 
-Shape letters: T tokens, A position axes, N patches, C channels, F frames in a patch, P patch side.
+    open -> sample frames -> place regions -> (transforms of the config) -> resize      sizes and plans, from headers
+    -> write regions -> chat template -> tokenize                                       `measure` ends here
+    -> cut patches -> positions                                                         `encode` goes on
+
+Shape letters: T tokens, A position axes, N patches.
 """
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,41 +18,39 @@ import numpy as np
 import torch
 
 from qvlkit.data.collate import collate
-from qvlkit.data.formats.boxes import boxes_to_text
 from qvlkit.data.formats.openai import read_messages
-from qvlkit.data.transforms.boxes import Size, resized_box
-from qvlkit.data.transforms.chat_template import JINJA_TEMPLATE, TURN_END, Segment, render
-from qvlkit.data.transforms.load_media import MediaError, load_image
-from qvlkit.data.transforms.patchify import patchify_image, patchify_video
-from qvlkit.data.transforms.resize import resize_image, smart_resize, video_frame_limits
+from qvlkit.data.preprocessor_config import preprocessor_configs, write_json
+from qvlkit.data.transforms.chat_template import JINJA_TEMPLATE, TURN_END, ChatTemplate
+from qvlkit.data.transforms.cut_patches import CutPatches
+from qvlkit.data.transforms.open_media import OpenMedia
+from qvlkit.data.transforms.place_regions import PlaceRegions
+from qvlkit.data.transforms.resize_media import ResizeMedia
+from qvlkit.data.transforms.sample_frames import SampleFrames
+from qvlkit.data.transforms.tokenize import Tokenize
+from qvlkit.data.transforms.write_regions import WriteRegions
+from qvlkit.registry import TRANSFORMS, near_names
 from qvlkit.structures import (
-    Box,
     EncodedSample,
     Grid,
     Layout,
+    Measure,
     Media,
     PackedBatch,
     Sample,
     SampleError,
+    SampleSizes,
     TextSpan,
     Turn,
     VisionGeometry,
     VisionPlan,
     VisionSpan,
 )
+from qvlkit.utils.hashing import stable_hash
+from qvlkit.utils.seeded import seeded
 
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the released model, for pixels in [0, 1]
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-_LIMITS = ('min_pixels', 'max_pixels', 'video_min_pixels', 'video_max_pixels')
-
-
-@dataclasses.dataclass
-class _LoadedMedium:
-    patches: np.ndarray
-    grid: Grid
-    source_size: Size
-    resized_size: Size
-    seconds_per_grid: float
+# What a source may set for its own samples (a mixture's `limits`), and the defaults: those of the released model.
+LIMITS = dict(min_pixels=3136, max_pixels=12_845_056, video_min_pixels=100_352, video_max_pixels=602_112,
+              video_total_pixels=90_316_800, fps=2.0, min_frames=4, max_frames=768)
 
 
 class Processor:
@@ -61,65 +62,97 @@ class Processor:
         num_tokens: Grid in patches -> number of visual tokens (the merger's).
         position_ids: Layout -> (A, T) (the position encoding's `ids`).
         plan: Grids -> VisionPlan (the vision encoder's); only batches need it.
-        min_pixels, max_pixels: Area of a resized image.
-        video_min_pixels, video_max_pixels: Area of a resized video frame.
-        video_total_pixels: Area that the frame groups of one video share.
+        transforms: Name -> config of a transform or a built one, applied in order between opening and resizing.
+        add_vision_id: Write 'Picture 1: ' before each medium of a conversation.
+        region_style: How boxes, points and polygons are written; see `WriteRegions`.
+        video_readers, video_deadline: Readers of video files in the order in which they are tried, and the seconds that
+            each has for one video.
+        seed: Of everything random.
+        limits: min_pixels, max_pixels (area of a resized image), video_min_pixels, video_max_pixels (of a frame),
+            video_total_pixels (that the frame groups of one video share), fps (frames taken for each second of a video;
+            of a list of rates, each sample draws one), min_frames, max_frames.
     """
 
     def __init__(self, tokenizer: Any, geometry: VisionGeometry, *, num_tokens: Callable[[Grid], int],
                  position_ids: Callable[[Layout], torch.Tensor],
-                 plan: Callable[[Sequence[Grid]], VisionPlan] | None = None, min_pixels: int = 3136,
-                 max_pixels: int = 12_845_056, video_min_pixels: int = 100_352, video_max_pixels: int = 602_112,
-                 video_total_pixels: int = 90_316_800):
-        for low, high, name in ((min_pixels, max_pixels, 'pixels'),
-                                (video_min_pixels, video_max_pixels, 'video pixels')):
-            if not 0 < low <= high:
-                raise ValueError(f'processor: expected 0 < min <= max {name}, got {low} and {high}')
-        self.tokenizer, self.geometry = tokenizer, geometry
+                 plan: Callable[[Sequence[Grid]], VisionPlan] | None = None, transforms: dict | None = None,
+                 add_vision_id: bool = False, region_style: str = 'json',
+                 video_readers: Sequence[str] = ('DecordReader', 'PyAVReader', 'TorchCodecReader'),
+                 video_deadline: float = 20.0, seed: int = 0, **limits: Any):
+        self.tokenizer, self.geometry, self.seed = tokenizer, geometry, seed
         self.num_tokens, self.position_ids, self.plan = num_tokens, position_ids, plan
-        self.min_pixels, self.max_pixels = min_pixels, max_pixels
-        self.video_min_pixels, self.video_max_pixels = video_min_pixels, video_max_pixels
-        self.video_total_pixels = video_total_pixels
+        self.all_limits = check_limits({**LIMITS, **limits})
+        from qvlkit.data.video_readers.decoder import VideoDecoder
+        decoder = VideoDecoder(tuple(video_readers), deadline=video_deadline)
+        resize = ResizeMedia(geometry=geometry)
+        self.transforms = {name: TRANSFORMS.build(part, config_key=f'processor.transforms.{name}')
+                           if isinstance(part, dict) else part for name, part in (transforms or {}).items()}
+        self.geometry_steps = {
+            'open': OpenMedia(decoder=decoder), 'sample_frames': SampleFrames(),
+            'place_regions': PlaceRegions(resized_size=resize.target), **self.transforms, 'resize': resize}
+        self.template = ChatTemplate(add_vision_id=add_vision_id)
+        self.text_steps = {'write_regions': WriteRegions(region_style), 'template': self.template,
+                           'tokenize': Tokenize(tokenizer=tokenizer, num_tokens=num_tokens)}
+        self.cut_patches = CutPatches(geometry=geometry, decoder=decoder)
 
     @property
     def limits(self) -> dict[str, int]:
         """The pixel limits, by the names of the constructor's arguments."""
-        return {name: getattr(self, name) for name in (*_LIMITS, 'video_total_pixels')}
+        return {name: value for name, value in self.all_limits.items() if name.endswith('_pixels')}
 
-    def encode(self, sample: Sample, *, generation_prompt: bool = False) -> EncodedSample:
+    @property
+    def text_key(self) -> str:
+        """Names the tokenizer and the template: token counts made with the same key hold."""
+        probe = self.tokenizer.encode('The quick brown fox; 1234, 你好! \n\t<|im_end|>')
+        return f'{stable_hash(self.tokenizer.vocab_size, str(probe), self.template.add_vision_id):016x}'
+
+    def encode(self, sample: Sample, *, epoch: int = 0, generation_prompt: bool = False) -> EncodedSample:
         """Sample -> EncodedSample.
 
         Args:
-            sample: With media as path, bytes, data URI, PIL image or array; a video is a list of such frames.
+            sample: With media as path, bytes, data URI, PIL image or array; a video also as a list of frames. It is not
+                changed.
+            epoch: Which visit of the sample this is; random transforms draw anew at each.
             generation_prompt: End where an answer would begin. The sample must not end with an answer then.
 
         Raises:
             SampleError: A medium cannot be used, a box is wrong, or there is nothing to answer.
         """
-        if generation_prompt and sample.turns and sample.turns[-1].role == 'assistant':
-            raise SampleError(sample.id, 'a prompt for generation ends with an assistant turn', 'answer_in_prompt')
-        media = [item for turn in sample.turns for item in turn.content if isinstance(item, Media)]
-        loaded = [self._load(medium, sample.id) for medium in media]
-        sizes = [(medium.source_size, medium.resized_size) for medium in loaded]
-        try:
-            turns = [Turn(turn.role, boxes_to_text([resized_box(item, sizes) if isinstance(item, Box) else item
-                                                    for item in turn.content])) for turn in sample.turns]
-        except ValueError as error:
-            raise SampleError(sample.id, str(error), 'bad_box') from error
-        token_counts = [self.num_tokens(medium.grid) for medium in loaded]
-        token_ids, is_target, visual_rows = self._tokenize(render(turns, generation_prompt=generation_prompt),
-                                                           token_counts)
-        ids = self.position_ids(self._layout(len(token_ids), visual_rows, loaded, token_counts))
-        if ids.shape[-1] != len(token_ids):
+        sample = self._planned(sample, epoch, generation_prompt)
+        sample = self._run({'cut_patches': self.cut_patches}, sample, epoch)
+        media, tokens = sample.media(), sample.tokens
+        counts = [self.num_tokens(medium.grid) for medium in media]
+        ids = self.position_ids(self._layout(tokens, media, counts))
+        if ids.shape[-1] != len(tokens.token_ids):
             raise ValueError(f'{sample.id}: the position encoding gave {ids.shape[-1]} positions for '
-                             f'{len(token_ids)} tokens; the merger makes {token_counts} tokens of the grids '
-                             f'{[medium.grid for medium in loaded]}')
+                             f'{len(tokens.token_ids)} tokens; the merger makes {counts} tokens of the grids '
+                             f'{[medium.grid for medium in media]}')
         return EncodedSample(
-            id=sample.id, token_ids=torch.from_numpy(token_ids), is_target=torch.from_numpy(is_target),
-            position_ids=ids, patches=[medium.patches for medium in loaded],
-            grids=[medium.grid for medium in loaded], kinds=[medium.kind for medium in media],
-            token_counts=token_counts, visual_rows=torch.from_numpy(visual_rows), source=sample.source,
-            extra=sample.extra)
+            id=sample.id, token_ids=torch.from_numpy(tokens.token_ids), is_target=torch.from_numpy(tokens.is_target),
+            position_ids=ids, patches=[medium.patches for medium in media], grids=[medium.grid for medium in media],
+            kinds=[medium.kind for medium in media], token_counts=counts,
+            visual_rows=torch.from_numpy(tokens.visual_rows), source=sample.source, extra=sample.extra)
+
+    def measure(self, sample: Sample, *, epoch: int = 0) -> Measure:
+        """What `encode` will give, counted from headers and text, without decoding a pixel; SampleError as there."""
+        sample = self._planned(sample, epoch, False)
+        return Measure(len(sample.tokens.token_ids), int(sample.tokens.is_target[1:].sum()),
+                       tuple(medium.grid for medium in sample.media()))
+
+    def measure_sizes(self, sizes: SampleSizes, sample_id: str, *, epoch: int = 0,
+                      limits: dict | None = None) -> Measure | None:
+        """As `measure`, from what a store knows; None if that is not enough: another tokenizer, or transforms that
+        need pixels."""
+        if sizes.text_key != self.text_key or any(getattr(step, 'needs_pixels', False)
+                                                  for step in self.transforms.values()):
+            return None
+        from qvlkit.data.video_readers.base import VideoInfo
+        media = [Media(size.kind, None, size=(size.width, size.height), source_size=(size.width, size.height),
+                       video=VideoInfo.uniform(size.width, size.height, size.frames, size.seconds)
+                       if size.kind == 'video' else None) for size in sizes.media]
+        sample = Sample(sample_id, [Turn('user', media)], limits={**self.all_limits, **(limits or {})})
+        grids = tuple(medium.grid for medium in self._run(self.geometry_steps, sample, epoch).media())
+        return Measure(sizes.text_tokens + sum(map(self.num_tokens, grids)), sizes.num_targets, grids)
 
     def from_messages(self, messages: list[dict], sample_id: str = 'messages') -> Sample:
         """Chat messages (content: text, or parts of type text, image, image_url, video) -> Sample.
@@ -142,122 +175,64 @@ class Processor:
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(folder)
         image, video = preprocessor_configs(self.geometry, self.limits)
-        _write_json(folder / 'preprocessor_config.json', image)
-        _write_json(folder / 'video_preprocessor_config.json', video)
+        write_json(folder / 'preprocessor_config.json', image)
+        write_json(folder / 'video_preprocessor_config.json', video)
         if not (folder / 'chat_template.jinja').exists():
             (folder / 'chat_template.jinja').write_text(JINJA_TEMPLATE, encoding='utf-8')
         if not (folder / 'chat_template.json').exists():
-            _write_json(folder / 'chat_template.json', {'chat_template': JINJA_TEMPLATE})
+            write_json(folder / 'chat_template.json', {'chat_template': JINJA_TEMPLATE})
 
     def stop_ids(self) -> list[int]:
         """Token ids that end an answer."""
         return [self.tokenizer.special_id(TURN_END), self.tokenizer.special_id('<|endoftext|>')]
 
-    def _load(self, medium: Media, sample_id: str) -> _LoadedMedium:
-        """Decode, resize and cut one medium; every failure names the sample."""
-        try:
-            if medium.kind == 'video':
-                return self._load_video(medium)
-            image = load_image(medium.source)
-            size = smart_resize(image.height, image.width, factor=self.geometry.factor, min_pixels=self.min_pixels,
-                                max_pixels=self.max_pixels)
-            patches, grid = patchify_image(np.asarray(resize_image(image, size)), self.geometry)
-            return _LoadedMedium(patches, grid, image.size, (size[1], size[0]), 0.0)
-        except MediaError as error:
-            raise SampleError(sample_id, error.reason, error.kind) from error
-        except ValueError as error:
-            raise SampleError(sample_id, f'{_name(medium.source)}{error}', 'bad_size') from error
+    def _planned(self, sample: Sample, epoch: int, generation_prompt: bool) -> Sample:
+        """A private copy of the sample, through every step that needs no pixel."""
+        if generation_prompt and sample.turns and sample.turns[-1].role == 'assistant':
+            raise SampleError(sample.id, 'a prompt for generation ends with an assistant turn', 'answer_in_prompt')
+        sample = self._run(self.geometry_steps, self._copy(sample), epoch)
+        steps = self.text_steps
+        if generation_prompt:
+            template = ChatTemplate(add_vision_id=self.template.add_vision_id, generation_prompt=True)
+            steps = {**steps, 'template': template}
+        return self._run(steps, sample, epoch)
 
-    def _load_video(self, medium: Media) -> _LoadedMedium:
-        frames = medium.source
-        if isinstance(frames, np.ndarray) and frames.ndim == 4:
-            frames = list(frames)
-        if not isinstance(frames, (list, tuple, str, bytes, Path)):
-            raise MediaError(f'expected a video as a list of frames, got {type(frames).__name__}', 'wrong_type')
-        if not isinstance(frames, (list, tuple)):
-            raise MediaError(f'video {_name(frames)}is a file: for now a video is given as a list of its frames',
-                             'unsupported_video')
-        if not frames:
-            raise MediaError('a video without frames', 'empty_video')
-        images = [load_image(frame) for frame in frames]
-        first = images[0]
-        for index, image in enumerate(images):
-            if image.size != first.size:
-                raise MediaError(f'frame {index} of a video has {image.width} x {image.height} pixels, frame 0 has '
-                                 f'{first.width} x {first.height}', 'frame_size')
-        low, high = video_frame_limits(len(images), min_pixels=self.video_min_pixels,
-                                       max_pixels=self.video_max_pixels, total_pixels=self.video_total_pixels,
-                                       temporal_patch_size=self.geometry.temporal_patch_size)
-        size = smart_resize(first.height, first.width, factor=self.geometry.factor, min_pixels=low, max_pixels=high)
-        pixels = np.stack([np.asarray(resize_image(image, size)) for image in images])
-        patches, grid = patchify_video(pixels, self.geometry)
-        return _LoadedMedium(patches, grid, first.size, (size[1], size[0]),
-                             self.geometry.temporal_patch_size / float(medium.fps))
+    def _copy(self, sample: Sample) -> Sample:
+        turns = [Turn(turn.role, [dataclasses.replace(item) if isinstance(item, Media) else item
+                                  for item in turn.content]) for turn in sample.turns]
+        limits = self.all_limits if not sample.limits else check_limits({**self.all_limits, **sample.limits})
+        return dataclasses.replace(sample, turns=turns, limits=limits)
 
-    def _tokenize(self, segments: list[Segment], token_counts: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Segments -> token_ids (T,), is_target (T,), visual_rows (sum of token_counts,)."""
-        ids, lengths, targets, visual = [], [], [], []
-        for segment in segments:
-            if segment.kind == 'text':
-                piece = np.array(self.tokenizer.encode(segment.text), dtype=np.int64)
-            else:
-                count = token_counts[segment.media_index] if segment.kind == 'vision' else 1
-                piece = np.full(count, self.tokenizer.special_id(segment.text), dtype=np.int64)
-            ids.append(piece)
-            lengths.append(len(piece))
-            targets.append(segment.is_target)
-            visual.append(segment.kind == 'vision')
-        return np.concatenate(ids), np.repeat(targets, lengths), np.flatnonzero(np.repeat(visual, lengths))
+    def _run(self, steps: dict[str, Callable], sample: Sample, epoch: int) -> Sample:
+        """Each step in order; one that draws has randomness of its own, fixed by (seed, epoch, sample, step)."""
+        for name, step in steps.items():
+            rng = seeded(self.seed, epoch, sample.id, name) if getattr(step, 'random', True) else None
+            sample = step(sample, rng)
+        return sample
 
-    def _layout(self, length: int, visual_rows: np.ndarray, loaded: list[_LoadedMedium],
-                token_counts: list[int]) -> Layout:
+    def _layout(self, tokens: Any, media: list[Media], counts: list[int]) -> Layout:
         """Spans of text and vision in token order."""
         layout: Layout = []
         row, first = 0, 0
-        for medium, count in zip(loaded, token_counts):
-            start = int(visual_rows[first])
-            grid = self.geometry.token_grid(medium.grid)
-            layout += [TextSpan(start - row), VisionSpan(grid, medium.seconds_per_grid)]
+        for medium, count in zip(media, counts):
+            start = int(tokens.visual_rows[first])
+            layout += [TextSpan(start - row), VisionSpan(self.geometry.token_grid(medium.grid),
+                                                         medium.seconds_per_grid)]
             row, first = start + count, first + count
-        return [*layout, TextSpan(length - row)]
+        return [*layout, TextSpan(len(tokens.token_ids) - row)]
 
 
-def preprocessor_configs(geometry: VisionGeometry, limits: dict[str, int]) -> tuple[dict, dict]:
-    """Hugging Face's preprocessor_config.json and video_preprocessor_config.json."""
-    common = {'do_resize': True, 'resample': 3, 'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True,
-              'do_convert_rgb': True, 'image_mean': list(IMAGE_MEAN), 'image_std': list(IMAGE_STD),
-              'patch_size': geometry.patch_size, 'temporal_patch_size': geometry.temporal_patch_size,
-              'merge_size': geometry.merge_size, 'processor_class': 'Qwen2_5_VLProcessor'}
-    image = {**common, 'image_processor_type': 'Qwen2VLImageProcessor', 'min_pixels': limits['min_pixels'],
-             'max_pixels': limits['max_pixels'],
-             'size': {'shortest_edge': limits['min_pixels'], 'longest_edge': limits['max_pixels']}}
-    video = {**common, 'video_processor_type': 'Qwen2VLVideoProcessor', 'min_pixels': limits['video_min_pixels'],
-             'max_pixels': limits['video_max_pixels'], 'total_pixels': limits['video_total_pixels'],
-             'size': {'shortest_edge': limits['video_min_pixels'], 'longest_edge': limits['video_max_pixels']}}
-    return image, video
-
-
-def read_limits(folder: str | Path) -> dict[str, int]:
-    """The pixel limits in a folder's preprocessor configs, as arguments of `Processor`; absent ones are left out."""
-    limits: dict[str, int] = {}
-    for prefix, name in (('', 'preprocessor_config.json'), ('video_', 'video_preprocessor_config.json')):
-        path = Path(folder) / name
-        if not path.is_file():
-            continue
-        config = json.loads(path.read_text(encoding='utf-8'))
-        size = config.get('size') or {}
-        for key, edge in (('min_pixels', 'shortest_edge'), ('max_pixels', 'longest_edge')):
-            value = config.get(key) or size.get(edge)
-            if value:
-                limits[prefix + key] = int(value)
-        if prefix and config.get('total_pixels'):
-            limits['video_total_pixels'] = int(config['total_pixels'])
+def check_limits(limits: dict) -> dict:
+    """The limits themselves; ValueError for a name that is none, or numbers that contradict each other."""
+    for name in limits:
+        if name not in LIMITS:
+            raise ValueError(f'processor: no limit is called {name!r}{near_names(name, list(LIMITS))}; limits: '
+                             f'{", ".join(LIMITS)}')
+    for low, high in (('min_pixels', 'max_pixels'), ('video_min_pixels', 'video_max_pixels'),
+                      ('min_frames', 'max_frames')):
+        if not 0 < limits[low] <= limits[high]:
+            raise ValueError(f'processor: expected 0 < {low} <= {high}, got {limits[low]} and {limits[high]}')
+    rates = limits['fps'] if isinstance(limits['fps'], list | tuple) else [limits['fps']]
+    if not rates or not all(isinstance(rate, int | float) and rate > 0 for rate in rates):
+        raise ValueError(f'processor.fps: expected frames per second above 0, or a list of them, got {limits["fps"]!r}')
     return limits
-
-
-def _name(source: Any) -> str:
-    return f'{str(source)[:300]!r}: ' if isinstance(source, (str, Path)) else ''
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')

@@ -9,7 +9,10 @@ contain '<|im_end|>' or 'assistant' stays text. Nothing is searched for afterwar
 """
 from dataclasses import dataclass
 
-from qvlkit.structures import Media, Turn
+import numpy as np
+
+from qvlkit.registry import TRANSFORMS
+from qvlkit.structures import Media, Sample, SampleError, Turn
 
 DEFAULT_SYSTEM = 'You are a helpful assistant.'
 TURN_START, TURN_END, END_OF_TEXT = '<|im_start|>', '<|im_end|>', '<|endoftext|>'
@@ -30,6 +33,32 @@ class Segment:
     text: str
     is_target: bool = False
     media_index: int = -1
+
+
+@TRANSFORMS.register_module()
+class ChatTemplate:
+    """Fill `segments`: a conversation as ChatML, a document as plain text.
+
+    Args:
+        add_vision_id: Write 'Picture 1: ', 'Video 1: ' before each medium of a conversation.
+        generation_prompt: End where an answer would begin.
+    """
+    random = False
+
+    def __init__(self, *, add_vision_id: bool = False, generation_prompt: bool = False):
+        self.add_vision_id, self.generation_prompt = add_vision_id, generation_prompt
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
+        """SampleError where a document is not the sample's only turn."""
+        if any(turn.role == 'document' for turn in sample.turns):
+            if len(sample.turns) != 1:
+                raise SampleError(sample.id, 'a document is a sample of its own, without a chat around it',
+                                  'unknown_role')
+            sample.segments = render_document(sample.turns[0].content)
+        else:
+            sample.segments = render(sample.turns, add_vision_id=self.add_vision_id,
+                                     generation_prompt=self.generation_prompt)
+        return sample
 
 
 class _Writer:
@@ -104,6 +133,22 @@ def render(turns: list[Turn], *, add_vision_id: bool = False, generation_prompt:
         _close_turn(writer, is_target)
     if generation_prompt:
         _open_turn(writer, 'assistant')
+    return writer.segments
+
+
+def render_document(content: list) -> list[Segment]:
+    """Text and media in reading order -> segments: all text is a target, and <|endoftext|> after it.
+
+    For captions, OCR, interleaved pages and plain text, in pre-training (Qwen2.5-VL, section 2.2.1).
+    """
+    writer, media_index = _Writer(), 0
+    for item in content:
+        if isinstance(item, Media):
+            writer.vision(item.kind, media_index)
+            media_index += 1
+        else:
+            writer.text(item, True)
+    writer.control(END_OF_TEXT, True)
     return writer.segments
 
 

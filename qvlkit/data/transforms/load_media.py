@@ -19,7 +19,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -32,6 +32,7 @@ FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 MAX_SOURCE_PIXELS = 89_478_485  # a quarter of a GiB of RGB, Pillow's own limit
 MAX_DATA_URI = 64 * 2 ** 20  # characters
 EXIF_ORIENTATION = 0x0112
+SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 
 # What Pillow is known to raise on broken input, beside its own UnidentifiedImageError (an OSError).
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
@@ -63,29 +64,48 @@ def is_url(text: str) -> bool:
 
 
 def load_image(source: Any) -> Image.Image:
-    """A path, encoded bytes, a base64 data URI, a PIL image or a uint8 array (H, W, 3) -> RGB picture.
+    """A path, encoded bytes, a base64 data URI, a PIL image, a uint8 array (H, W, 3), or an object with `draw()`, which
+    gives a PIL image -> RGB picture.
 
     Raises:
         MediaError: The source is missing, is not a picture, is broken, or is too large.
     """
+    return _with_opened(source, _decode)
+
+
+def image_size(source: Any) -> tuple[int, int]:
+    """(width, height) of the upright picture, from its header; what `load_image` takes, and an object with `size`.
+
+    Raises:
+        MediaError: As `load_image`, except for what only decoding shows.
+    """
+    if hasattr(source, 'draw'):
+        return source.size
+    return _with_opened(source, _upright_size)
+
+
+def _with_opened(source: Any, use: Callable[[Image.Image, str], Any]) -> Any:
+    """`use(image, name)` of the opened, undecoded picture, while its file is open."""
     name = describe(source)
+    if hasattr(source, 'draw'):
+        source = source.draw()
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return use(_from_array(source), name)
     if isinstance(source, Image.Image):
-        return _decode(source, name)
+        return use(source, name)
     if isinstance(source, str):
         if source.startswith('data:'):
-            return load_image(decode_data_uri(source))
+            return _with_opened(decode_data_uri(source), use)
         if is_url(source):
             raise MediaError(f'{name} is a URL: only files and bytes are read', 'url_refused')
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _open(BytesIO(source), name)
+        return use(_open(BytesIO(source), name), name)
     if not isinstance(source, (str, Path)):
         raise MediaError(f'expected an image as path, bytes, data URI, PIL image or array, got '
                          f'{type(source).__name__}', 'wrong_type')
     try:
         with open(source, 'rb') as file:
-            return _open(file, name)
+            return use(_open(file, name), name)
     except FileNotFoundError:
         raise MediaError(f'{name} does not exist', 'missing_media') from None
     except MediaError:
@@ -133,7 +153,7 @@ def _whole_files_only() -> Iterator[None]:
 
 
 def _open(file: Any, name: str) -> Image.Image:
-    """Open an encoded picture by its content and decode it."""
+    """Open an encoded picture by its content, undecoded."""
     head = file.read(64)
     file.seek(0)
     if not head:
@@ -141,7 +161,7 @@ def _open(file: Any, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
-            image = Image.open(file, formats=FORMATS)
+            return Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(f'{name} is too large to decode: {error}', 'too_large') from error
     except UnidentifiedImageError as error:
@@ -149,15 +169,30 @@ def _open(file: Any, name: str) -> Image.Image:
         raise MediaError(f'{name} is not a picture ({", ".join(FORMATS)}): it {found}') from error
     except _DECODE_ERRORS as error:
         raise MediaError(f'{name} is broken: {error}') from error
-    return _decode(image, name)
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    """Decode an opened picture, turn it upright and convert it to RGB."""
+def _check_pixels(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width * height > MAX_SOURCE_PIXELS:
         raise MediaError(f'{name} is too large to decode: {width} x {height} pixels, limit {MAX_SOURCE_PIXELS}',
                          'too_large')
+
+
+def _upright_size(image: Image.Image, name: str) -> tuple[int, int]:
+    """The size of an opened picture after its orientation is applied."""
+    _check_pixels(image, name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) in SIDEWAYS
+    except _DECODE_ERRORS as error:
+        raise MediaError(f'{name} is broken: {error}') from error
+    return image.size[::-1] if turned else image.size
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    """Decode an opened picture, turn it upright and convert it to RGB."""
+    _check_pixels(image, name)
     try:
         with _whole_files_only(), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # odd EXIF blocks and palettes are not worth a line for each sample
