@@ -1,15 +1,26 @@
-"""Packing: samples laid into rows of a token budget, whole.
+"""Packing: samples laid whole into rows that are full and equally costly, and rows dealt to steps and ranks.
 
-Shapes: lengths are tokens of a sample; a row holds samples whose lengths sum to at most row_length.
+All ranks wait for the costliest row of a micro-step, and a picture costs the vision encoder what text does not: rows of
+the same length are not rows of the same cost. So both are planned, tokens and cost, over a window of samples at once:
+`plan_rows` makes the rows, `deal_rows` gives each optimizer step its share of them and puts rows of equal cost side by
+side.
+
+Shapes: S samples, R rows, M members of a row that a round of swaps looks at.
 """
 from collections.abc import Sequence
+
+import numpy as np
+
+FILLER_SHARE = 0.06  # of the tokens: the smallest samples, kept back until the rows' costs have been evened out
+BATCHES = 16  # samples are laid out R / BATCHES at a time
+SWAP_ROUNDS = 60
+MEMBERS = 12  # M
 
 
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     """Indices of the samples in each row: first fit in the order given; rows in the order they were opened.
 
-    Longest first would fill rows a little better, but it would sort samples of one kind into one row: every step would
-    then train on one kind alone. pack([5, 3, 4, 2], 8) is [[0, 1], [2, 3]]. Every length must be at most row_length.
+    pack([5, 3, 4, 2], 8) is [[0, 1], [2, 3]]. Every length must be at most row_length.
     """
     rows: list[list[int]] = []
     free: list[int] = []
@@ -24,3 +35,174 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
         rows[row].append(index)
         free[row] -= length
     return rows
+
+
+def plan_rows(tokens: np.ndarray, costs: np.ndarray, *, row_length: int, num_rows: int,
+              age: np.ndarray | None = None) -> np.ndarray:
+    """Lay samples whole into exactly `num_rows` rows that are full and cost the same.
+
+    The oldest samples, then the first drawn, are taken until they would fill the rows: what is left over is mostly the
+    end of the draw, not a kind of sample. Large samples go into the emptiest rows, costly ones to cheap rows; swaps
+    between costly and cheap rows even out the rest; the smallest samples and then the best-fitting left-overs close the
+    gaps. There is no chance in it.
+
+    Args:
+        tokens: (S,) of each sample, in draw order; at least 1, at most `row_length`.
+        costs: (S,) of each sample, in any unit that adds up.
+        row_length: Tokens of a row, at most.
+        num_rows: About sum(tokens) // row_length.
+        age: (S,) how often each sample was left over before. Carry a sample on with its age + 1 and in its old order:
+            of the oldest at least one is placed in each call, so nothing waits for ever.
+
+    Returns:
+        (S,) int32: the row of each sample, -1 for what is left over.
+    """
+    tokens, costs = np.asarray(tokens, np.int64), np.asarray(costs, np.float64)
+    age = np.zeros(len(tokens), np.int64) if age is None else np.asarray(age, np.int64)
+    _check(tokens, costs, age, row_length, num_rows)
+    rows = _Rows(tokens, costs, row_length, num_rows)
+    if num_rows == 0 or len(tokens) == 0:
+        return rows.row_of
+    queue = np.argsort(-age, kind='stable')
+    due = np.searchsorted(np.cumsum(tokens[queue]), num_rows * row_length, 'right')
+    chosen, later = queue[:due], queue[due:]
+    overdue = age[chosen] > 1
+    for level in np.unique(age[chosen[overdue]])[::-1]:
+        rows.spread(chosen[age[chosen] == level])
+    fresh = chosen[~overdue]
+    fresh = fresh[np.argsort(-tokens[fresh], kind='stable')]
+    held_back = np.searchsorted(np.cumsum(tokens[fresh][::-1]), FILLER_SHARE * num_rows * row_length)
+    rows.spread(fresh[:len(fresh) - held_back])
+    rows.even_out(rows.excess)
+    rows.spread(fresh[len(fresh) - held_back:])
+    rows.fill(chosen[rows.row_of[chosen] < 0])
+    rows.fill(later)
+    rows.even_out(costs)
+    return rows.row_of
+
+
+def deal_rows(costs: np.ndarray, *, steps: int, accumulation: int, ranks: int,
+              rng: np.random.Generator) -> np.ndarray:
+    """Deal rows to optimizer steps, and within a step to micro-steps and ranks.
+
+    Of each run of `steps` rows of like cost every step gets one, by lot: steps cost the same, and see the same mixture.
+    In a step the rows are sorted by cost and cut into micro-steps, so ranks that work side by side work equally long.
+
+    Args:
+        costs: (R,) of each row; R = steps * accumulation * ranks.
+        rng: Draws which step gets which row, and the order of ranks and micro-steps.
+
+    Returns:
+        (steps, accumulation, ranks) int64: row numbers, each once.
+    """
+    costs = np.asarray(costs, np.float64)
+    if steps * accumulation * ranks != len(costs):
+        raise ValueError(f'{len(costs)} rows cannot be dealt to {steps} steps x {accumulation} micro-steps x '
+                         f'{ranks} ranks = {steps * accumulation * ranks} places')
+    order = np.argsort(costs, kind='stable').reshape(accumulation * ranks, steps)
+    dealt = rng.permuted(order, axis=1).T.reshape(steps, accumulation, ranks).copy()
+    dealt[:, 1::2] = dealt[:, 1::2, ::-1]  # a rank that had the cheapest of a micro-step has the costliest of the next
+    for step in dealt:
+        step[:] = step[rng.permutation(accumulation)][:, rng.permutation(ranks)]
+    return dealt
+
+
+def _check(tokens: np.ndarray, costs: np.ndarray, age: np.ndarray, row_length: int, num_rows: int) -> None:
+    if not tokens.shape == costs.shape == age.shape == (tokens.size,):
+        raise ValueError(f'tokens, costs and age must be flat and of one length, got shapes {tokens.shape}, '
+                         f'{costs.shape} and {age.shape}')
+    if num_rows < 0:
+        raise ValueError(f'num_rows must be at least 0, got {num_rows}')
+    if not np.isfinite(costs).all():
+        raise ValueError(f'sample {np.argmin(np.isfinite(costs))} has no finite cost')
+    if len(wrong := np.flatnonzero((tokens < 1) | (tokens > row_length))):
+        raise ValueError(f'sample {wrong[0]} has {tokens[wrong[0]]} tokens, expected 1 to row_length {row_length}')
+
+
+class _Rows:
+    """Rows being filled: which samples they have, what is free in each, and how much dearer than the mean each is."""
+
+    def __init__(self, tokens: np.ndarray, costs: np.ndarray, row_length: int, num_rows: int):
+        self.tokens = tokens
+        self.excess = costs - tokens * (costs.sum() / max(1, tokens.sum()))  # (S,) cost above that of its tokens
+        self.row_of = np.full(len(tokens), -1, np.int32)
+        self.free = np.full(num_rows, row_length, np.int64)
+        self.above = np.zeros(num_rows)  # sum of excess
+
+    def _put(self, samples: np.ndarray, rows: np.ndarray) -> None:
+        """One sample into each of different rows."""
+        self.row_of[samples] = rows
+        self.free[rows] -= self.tokens[samples]
+        self.above[rows] += self.excess[samples]
+
+    def spread(self, samples: np.ndarray) -> None:
+        """Lay samples, large ones first, into the emptiest rows; what does not fit stays out."""
+        samples = samples[np.argsort(-self.tokens[samples], kind='stable')]
+        size = -(-len(self.free) // BATCHES)
+        for start in range(0, len(samples), size):
+            batch = samples[start:start + size]
+            rows = np.argpartition(-self.free, len(batch) - 1)[:len(batch)]
+            batch = batch[np.argsort(self.excess[batch], kind='stable')]
+            rows = rows[np.argsort(-self.above[rows], kind='stable')]
+            fits = self.tokens[batch] <= self.free[rows]
+            self._put(batch[fits], rows[fits])
+            if not fits.all():  # these by size alone
+                batch, rows = batch[~fits], rows[~fits]
+                batch = batch[np.argsort(-self.tokens[batch], kind='stable')]
+                rows = rows[np.argsort(-self.free[rows], kind='stable')]
+                fits = self.tokens[batch] <= self.free[rows]
+                self._put(batch[fits], rows[fits])
+
+    def fill(self, samples: np.ndarray) -> None:
+        """Give each row the largest sample that fits into what is free of it, again and again."""
+        samples = samples[np.argsort(self.tokens[samples], kind='stable')]
+        while len(samples):
+            rows = np.argsort(-self.free, kind='stable')
+            fitting = np.searchsorted(self.tokens[samples], self.free[rows], 'right') - 1
+            places = np.arange(len(rows))
+            picked = np.minimum.accumulate(fitting + places) - places  # strictly falling: no sample twice
+            rows, picked = rows[picked >= 0], picked[picked >= 0]
+            if not len(rows):
+                return
+            self._put(samples[picked], rows)
+            samples = np.delete(samples, picked)
+
+    def even_out(self, value: np.ndarray) -> None:
+        """Swap single samples between rows of high and of low value as long as that brings the two together.
+
+        Args:
+            value: (S,) what should sum to the same in each row.
+        """
+        half = len(self.free) // 2
+        placed = np.flatnonzero(self.row_of >= 0)
+        placed = placed[np.argsort(self.row_of[placed], kind='stable')]
+        count = np.bincount(self.row_of[placed], minlength=len(self.free))
+        if half == 0 or not len(placed):
+            return
+        first = np.cumsum(count) - count  # `placed` holds the members of row r at first[r] : first[r] + count[r]
+        total = np.bincount(self.row_of[placed], value[placed], minlength=len(self.free))
+        for turn in range(SWAP_ROUNDS):
+            order = np.argsort(total, kind='stable')
+            low, high = np.roll(order[:half], turn), order[::-1][:half]
+            some = count[low].clip(max=count[high]) > 0
+            low, high = low[some], high[some]
+            place = [(first[rows, None] + (np.arange(MEMBERS) + turn * MEMBERS) % count[rows, None])
+                     for rows in (high, low)]
+            up, down = placed[place[0]][:, :, None], placed[place[1]][:, None, :]
+            moved = self.tokens[up] - self.tokens[down]  # tokens from high to low
+            gap = total[high] - total[low]
+            left = np.abs(gap[:, None, None] - 2 * (value[up] - value[down]))
+            left[(moved > self.free[low, None, None]) | (-moved > self.free[high, None, None])] = np.inf
+            best = left.reshape(len(low), -1).argmin(axis=1)
+            pair = np.arange(len(low))
+            better = left.reshape(len(low), -1)[pair, best] < gap * (1 - 1e-9)
+            pair, i, j = pair[better], best[better] // MEMBERS, best[better] % MEMBERS
+            low, high = low[better], high[better]
+            at_high, at_low = place[0][pair, i], place[1][pair, j]
+            up, down = placed[at_high], placed[at_low]
+            placed[at_high], placed[at_low] = down, up
+            self.row_of[up], self.row_of[down] = low, high
+            for rows, sign in ((low, 1), (high, -1)):
+                self.free[rows] -= sign * (self.tokens[up] - self.tokens[down])
+                self.above[rows] += sign * (self.excess[up] - self.excess[down])
+                total[rows] += sign * (value[up] - value[down])
