@@ -65,6 +65,8 @@ def is_url(text: str) -> bool:
 def load_image(source: Any) -> Image.Image:
     """A path, encoded bytes, a base64 data URI, a PIL image or a uint8 array (H, W, 3) -> RGB picture.
 
+    A source with a method `draw` is a picture still to be made: what it draws, a PIL image, is taken in its place.
+
     Raises:
         MediaError: The source is missing, is not a picture, is broken, or is too large.
     """
@@ -73,6 +75,11 @@ def load_image(source: Any) -> Image.Image:
         return _from_array(source)
     if isinstance(source, Image.Image):
         return _decode(source, name)
+    if callable(getattr(source, 'draw', None)):
+        drawn = source.draw()
+        if not isinstance(drawn, Image.Image):
+            raise MediaError(f'expected {name}.draw() to give a PIL image, got {type(drawn).__name__}', 'wrong_type')
+        return _decode(drawn, name)
     if isinstance(source, str):
         if source.startswith('data:'):
             return load_image(decode_data_uri(source))
@@ -81,7 +88,7 @@ def load_image(source: Any) -> Image.Image:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _open(BytesIO(source), name)
     if not isinstance(source, (str, Path)):
-        raise MediaError(f'expected an image as path, bytes, data URI, PIL image or array, got '
+        raise MediaError(f'expected an image as path, bytes, data URI, PIL image, array or an object with draw(), got '
                          f'{type(source).__name__}', 'wrong_type')
     try:
         with open(source, 'rb') as file:
