@@ -8,8 +8,11 @@ Each sample is a random crop of one photo at its own aspect ratio, resized to a 
 
 The held-out split draws other crops of the same photos: it measures whether the model reads crops that it has not
 seen, not whether it knows new scenes.
+
+A sample is decided from the size in the photo's header: its crop is a description that is cut when it is encoded.
 """
 import importlib.util
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +37,22 @@ QUESTIONS = {'subject': 'What is in the photo?', 'upright': 'Is the photo upside
 SPLITS = ('train', 'held_out')
 KEPT_SIDE = 384  # photos are kept in memory with the longer side shrunk to this many pixels
 CROP = (0.6, 0.95)  # sides of a crop, as a part of the photo's
+
+
+@dataclass(frozen=True)
+class PhotoCrop:
+    """A part of a photo that is not cut yet: `box` is (x1, y1, x2, y2) in pixels of the kept photo."""
+    path: Path
+    box: tuple[int, int, int, int]
+    size: tuple[int, int]
+    upside_down: bool = False
+    grey: bool = False
+
+    def draw(self) -> Image.Image:
+        picture = load_photo(self.path).resize(self.size, Image.Resampling.BILINEAR, box=self.box, reducing_gap=2.0)
+        if self.upside_down:
+            picture = picture.transpose(Image.Transpose.ROTATE_180)
+        return picture.convert('L').convert('RGB') if self.grey else picture
 
 
 @DATASETS.register_module()
@@ -85,12 +104,10 @@ class PhotoQuestions:
         files = [file for file in PHOTOS if task in suitable_tasks(file)]
         file = files[rng.integers(len(files))]
         possible = [other for other in self.tasks if other in suitable_tasks(file)]
-        picture = self._crop(rng, load_photo(self.folder / file))
+        box, size = self._crop(rng, *kept_size(self.folder / file))
         turned, grey = (rng.random(2) < 0.5).tolist()
-        if turned and 'upright' in possible:
-            picture = picture.transpose(Image.Transpose.ROTATE_180)
-        if grey and 'colour' in possible:
-            picture = picture.convert('L').convert('RGB')
+        picture = PhotoCrop(self.folder / file, box, size, turned and 'upright' in possible,
+                            grey and 'colour' in possible)
         answers = {'subject': (PHOTOS[file][0], 1 / len(PHOTOS)), 'upright': ('yes' if turned else 'no', 0.5),
                    'colour': ('no' if grey else 'yes', 0.5)}
         asked = [str(other) for other in rng.permutation(possible)] if self.split == 'train' else [task]
@@ -102,13 +119,12 @@ class PhotoQuestions:
         return Sample(f'{self.name}/{self.split}[{index}]', turns, self.name,
                       {'task': f'photo {asked[-1]}', 'answer': answer, 'chance': chance})
 
-    def _crop(self, rng: np.random.Generator, photo: Image.Image) -> Image.Image:
-        """A random part of the photo whose longer side has between the least and the most pixels."""
-        width, height = (int(side * part) for side, part in zip(photo.size, rng.uniform(*CROP, size=2)))
-        x, y = int(rng.integers(photo.width - width + 1)), int(rng.integers(photo.height - height + 1))
-        scale = rng.integers(self.longer_side[0], self.longer_side[1] + 1) / max(width, height)
-        size = max(28, round(width * scale)), max(28, round(height * scale))
-        return photo.resize(size, Image.Resampling.BILINEAR, box=(x, y, x + width, y + height), reducing_gap=2.0)
+    def _crop(self, rng: np.random.Generator, width: int, height: int) -> tuple[tuple, tuple[int, int]]:
+        """A random part of a photo of (width, height), and its size when its longer side is one of those asked for."""
+        wide, high = (int(side * part) for side, part in zip((width, height), rng.uniform(*CROP, size=2)))
+        x, y = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
+        scale = rng.integers(self.longer_side[0], self.longer_side[1] + 1) / max(wide, high)
+        return (x, y, x + wide, y + high), (max(28, round(wide * scale)), max(28, round(high * scale)))
 
 
 def suitable_tasks(file: str) -> tuple[str, ...]:
@@ -131,9 +147,15 @@ def photo_folder() -> Path:
 
 
 @cache
-def load_photo(path: Path) -> Image.Image:
-    """The photo in RGB, its longer side at most KEPT_SIDE pixels."""
+def kept_size(path: Path) -> tuple[int, int]:
+    """(width, height) at which the photo is kept, from its header: the longer side at most KEPT_SIDE pixels."""
     with Image.open(path) as photo:
-        photo = photo.convert('RGB')
-    photo.thumbnail((KEPT_SIDE, KEPT_SIDE), Image.Resampling.BILINEAR)
-    return photo
+        scale = min(1.0, KEPT_SIDE / max(photo.size))
+        return max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
+
+
+@cache
+def load_photo(path: Path) -> Image.Image:
+    """The photo in RGB, at its kept size."""
+    with Image.open(path) as photo:
+        return photo.convert('RGB').resize(kept_size(path), Image.Resampling.BILINEAR, reducing_gap=2.0)

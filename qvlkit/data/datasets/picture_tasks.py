@@ -9,7 +9,10 @@ Four tasks, small enough for a model of a few million parameters and minutes of 
 
 A training sample asks several questions about one picture, in one conversation, because encoding the picture costs
 more than an answer does. A held-out sample asks one. Everything about sample i is drawn from hash(seed, split, i).
+
+A sample is decided without a pixel: its picture is a description that is drawn when the sample is encoded.
 """
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,6 +25,7 @@ from qvlkit.utils.seeded import seeded
 
 COLOURS = {'red': (220, 40, 40), 'green': (40, 160, 60), 'blue': (40, 80, 220), 'yellow': (240, 205, 20),
            'purple': (150, 50, 180), 'black': (25, 25, 25)}
+COLOUR_NAMES = tuple(COLOURS)
 INKS = tuple(colour for colour in COLOURS if colour != 'yellow')  # of words: legible on a pale ground
 SHAPES = ('circle', 'square', 'triangle', 'cross')
 WORDS = ('ant', 'bag', 'bus', 'cup', 'dog', 'egg', 'fish', 'fox', 'hat', 'ice', 'jam', 'key', 'leaf', 'map', 'nut',
@@ -37,6 +41,7 @@ LARGEST_SIDE = (0.40, 0.50)  # side of the largest object, as a part of the pict
 OTHER_SIDE = (0.23, 0.28)  # sides of the others: always well below the largest, so that 'largest' is never in doubt
 FONT_SIZES = (31, 34)
 JITTER = 3  # pixels by which a word is off the middle, at most
+TRIES = 20  # random places at which a shape is tried before its scene starts anew
 GAP = 3  # pixels between objects, and between an object and the border
 SMOOTHING = 2  # pictures are drawn this much larger and averaged down, for smooth edges
 
@@ -57,6 +62,28 @@ class Shape:
         return self.box[2] - self.box[0]
 
 
+@dataclass(frozen=True)
+class DrawnScene:
+    """A picture of shapes that is not drawn yet. `stream` names its random stream: background and shades."""
+    size: tuple[int, int]
+    shapes: tuple[Shape, ...]
+    stream: tuple[int | str, ...]
+
+    def draw(self) -> Image.Image:
+        return draw_scene(seeded(*self.stream), *self.size, self.shapes)
+
+
+@dataclass(frozen=True)
+class DrawnWord:
+    """A picture of a word that is not drawn yet. `stream` names its random stream: place, letter size and colours."""
+    size: tuple[int, int]
+    word: str
+    stream: tuple[int | str, ...]
+
+    def draw(self) -> Image.Image:
+        return draw_word(seeded(*self.stream), *self.size, self.word)
+
+
 @DATASETS.register_module()
 class PictureTasks:
     """Questions on drawn pictures.
@@ -71,8 +98,8 @@ class PictureTasks:
         max_objects: A scene to count has 1 to this many shapes, in turn; no two of them share a colour.
         name: Name of the dataset, `source` of its samples.
 
-    The first answer of a sample is described by `extra`: task, answer (str or `Box` in source pixels) and chance (float,
-    or None for 'locate', whose chance has to be measured).
+    The first answer of a sample is described by `extra`: task, answer (str or `Box` in source pixels) and chance
+    (float, or None for 'locate', whose chance has to be measured).
     """
 
     def __init__(self, size: int, *, split: str = 'train', seed: int = 0, tasks: tuple[str, ...] = TASKS,
@@ -96,7 +123,8 @@ class PictureTasks:
                 raise ValueError(f'PictureTasks.picture_sizes: expected sides of 80 pixels or more, for the shapes '
                                  f'to fit, got {width} x {height}')
         self.size, self.split, self.seed, self.name = size, split, seed, name
-        self.tasks, self.picture_sizes, self.max_objects = tuple(tasks), tuple(picture_sizes), max_objects
+        self.tasks, self.max_objects = tuple(tasks), max_objects
+        self.picture_sizes = tuple(map(tuple, picture_sizes))
         self.questions_per_picture = questions_per_picture if split == 'train' else 1
 
     def __len__(self) -> int:
@@ -108,9 +136,16 @@ class PictureTasks:
         rng = seeded(self.seed, self.split, index)
         task = self.tasks[index % len(self.tasks)]
         sizes = WORD_PICTURES if task == 'read' else self.picture_sizes
-        width, height = sizes[rng.integers(len(sizes))]
-        picture, questions = self._word(rng, width, height) if task == 'read' else self._scene(
-            rng, width, height, task, index // len(self.tasks))
+        size = sizes[rng.integers(len(sizes))]
+        stream = (self.seed, self.split, index, 'drawing')
+        if task == 'read':
+            word = WORDS[rng.integers(len(WORDS))]
+            picture = DrawnWord(size, word, stream)
+            questions = [('read', 'Read the word.', word, 1 / len(WORDS))]
+        else:
+            count = 1 + index // len(self.tasks) % self.max_objects if task == 'count' else 1
+            picture = DrawnScene(size, place_shapes(rng, *size, count), stream)
+            questions = self._questions(rng, task, picture.shapes)
         turns = []
         for _, question, answer, _ in questions:
             content = ['[{"bbox_2d": ', answer, '}]'] if isinstance(answer, Box) else [answer]
@@ -120,53 +155,47 @@ class PictureTasks:
         return Sample(f'{self.name}/{self.split}[{index}]', turns, self.name,
                       {'task': task, 'answer': answer, 'chance': chance})
 
-    def _scene(self, rng, width: int, height: int, task: str, turn: int) -> tuple:
-        """A picture of shapes and its questions as (task, question, answer, chance), `task` among them."""
-        shapes = place_shapes(rng, width, height, 1 + turn % self.max_objects if task == 'count' else 1)
-        picture = draw_scene(rng, width, height, shapes)
-        possible = {'name': [('name', 'Name the shape.', shapes[0].name,
-                              1 / (len(COLOURS) * len(SHAPES)))],
+    def _questions(self, rng, task: str, shapes: tuple[Shape, ...]) -> list[tuple]:
+        """The questions about a scene as (task, question, answer, chance), `task` first."""
+        possible = {'name': [('name', 'Name the shape.', shapes[0].name, 1 / (len(COLOURS) * len(SHAPES)))],
                     'count': [('count', 'How many shapes?', str(len(shapes)), 1 / self.max_objects)],
                     'locate': [('locate', f'Locate the {shapes[i].name}.', Box(tuple(map(float, shapes[i].box))), None)
                                for i in rng.permutation(len(shapes))]}
         # The sample's own task comes first, as in a held-out question; behind it only what it has not told already.
         questions = [question for other in FOLLOWED_BY[task] if other in self.tasks for question in possible[other]]
-        return picture, questions[:self.questions_per_picture]
-
-    def _word(self, rng, width: int, height: int) -> tuple:
-        """A picture of a printed word and its question."""
-        word = WORDS[rng.integers(len(WORDS))]
-        return draw_word(rng, width, height, word), [('read', 'Read the word.', word, 1 / len(WORDS))]
+        return questions[:self.questions_per_picture]
 
 
-def place_shapes(rng: np.random.Generator, width: int, height: int, count: int) -> list[Shape]:
+def place_shapes(rng: np.random.Generator, width: int, height: int, count: int) -> tuple[Shape, ...]:
     """`count` shapes of different colours that do not touch, the largest first."""
     shortest = min(width, height)
-    colours = rng.permutation(list(COLOURS))[:count]
-    kinds = rng.integers(len(SHAPES), size=count)
+    colours = rng.permutation(len(COLOURS))[:count].tolist()
+    kinds = rng.integers(len(SHAPES), size=count).tolist()
     while True:
         shapes: list[Shape] = []
-        for i, (colour, kind) in enumerate(zip(colours, kinds)):
+        sides, tries = rng.random(count).tolist(), rng.random((count, TRIES, 2)).tolist()
+        for i in range(count):
             low, high = OTHER_SIDE if i else LARGEST_SIDE if count > 1 else ONLY_SIDE
-            side = int(rng.integers(int(low * shortest), int(high * shortest) + 1))
-            box = _free_place(rng, width, height, side, shapes)
+            side = int(shortest * (low + sides[i] * (high - low)))
+            box = _free_place(tries[i], width, height, side, shapes)
             if box is None:
                 break
-            shapes.append(Shape(str(colour), SHAPES[kind], box))
+            shapes.append(Shape(COLOUR_NAMES[colours[i]], SHAPES[kinds[i]], box))
         else:
-            return shapes
+            return tuple(shapes)
 
 
-def _free_place(rng, width: int, height: int, side: int, taken: list[Shape]) -> tuple[int, int, int, int] | None:
-    """A square of `side` pixels clear of the others by GAP, or None if forty random tries found none."""
-    for x, y in rng.integers(GAP, (width - side - GAP + 1, height - side - GAP + 1), size=(40, 2)).tolist():
+def _free_place(tries, width: int, height: int, side: int, taken: list[Shape]) -> tuple[int, int, int, int] | None:
+    """The first of the tried places, pairs in [0, 1), where a square of `side` pixels is clear of the others by GAP."""
+    for across, down in tries:
+        x, y = GAP + int(across * (width - side - 2 * GAP + 1)), GAP + int(down * (height - side - 2 * GAP + 1))
         if all(x + side + GAP <= other.box[0] or other.box[2] + GAP <= x or
                y + side + GAP <= other.box[1] or other.box[3] + GAP <= y for other in taken):
             return x, y, x + side, y + side
     return None
 
 
-def draw_scene(rng: np.random.Generator, width: int, height: int, shapes: list[Shape]) -> Image.Image:
+def draw_scene(rng: np.random.Generator, width: int, height: int, shapes: Sequence[Shape]) -> Image.Image:
     """The shapes on a pale, softly uneven background: an RGB picture of (width, height)."""
     picture = _background(rng, width * SMOOTHING, height * SMOOTHING)
     canvas = ImageDraw.Draw(picture)

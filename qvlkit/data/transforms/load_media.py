@@ -89,6 +89,8 @@ def _with_opened(source: Any, use: Callable[[Image.Image, str], Any]) -> Any:
     name = describe(source)
     if hasattr(source, 'draw'):
         source = source.draw()
+        if not isinstance(source, Image.Image):
+            raise MediaError(f'expected {name}.draw() to give a PIL image, got {type(source).__name__}', 'wrong_type')
     if isinstance(source, np.ndarray):
         return use(_from_array(source), name)
     if isinstance(source, Image.Image):
@@ -101,7 +103,7 @@ def _with_opened(source: Any, use: Callable[[Image.Image, str], Any]) -> Any:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return use(_open(BytesIO(source), name), name)
     if not isinstance(source, (str, Path)):
-        raise MediaError(f'expected an image as path, bytes, data URI, PIL image or array, got '
+        raise MediaError(f'expected an image as path, bytes, data URI, PIL image, array or an object with draw(), got '
                          f'{type(source).__name__}', 'wrong_type')
     try:
         with open(source, 'rb') as file:

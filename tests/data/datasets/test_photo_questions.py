@@ -1,19 +1,28 @@
 import hashlib
 import importlib.util
+import pickle
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from qvlkit.data.datasets.photo_questions import PHOTOS, QUESTIONS, PhotoQuestions
+from qvlkit.data.datasets.photo_questions import (
+    KEPT_SIDE,
+    PHOTOS,
+    QUESTIONS,
+    PhotoQuestions,
+    kept_size,
+    load_photo,
+    photo_folder,
+)
 from qvlkit.registry import DATASETS
 
 HAS_PHOTOS = pytest.mark.skipif(importlib.util.find_spec('skimage') is None, reason='scikit-image is not installed')
 
 
 def picture_of(sample):
-    return sample.turns[0].content[0].source
+    return sample.turns[0].content[0].source.draw()
 
 
 def picture_hash(sample):
@@ -68,6 +77,20 @@ def test_pictures_are_small_and_questions_suit_the_photo():
         talk = {turn.content[-1]: answer.content[0] for turn, answer in zip(sample.turns[::2], sample.turns[1::2])}
         assert (QUESTIONS['upright'] in talk) == ('upright' in suited[talk[QUESTIONS['subject']]])
         assert sample.extra['task'].startswith('photo ') and 0 < sample.extra['chance'] <= 0.5
+
+
+@HAS_PHOTOS
+def test_a_sample_is_decided_from_the_headers_alone(monkeypatch):
+    monkeypatch.setattr('qvlkit.data.datasets.photo_questions.load_photo', lambda path: pytest.fail('decoded'))
+    sources = [PhotoQuestions(40)[i].turns[0].content[0].source for i in range(40)]
+    monkeypatch.undo()
+    for source in sources:
+        x1, y1, x2, y2 = source.box
+        assert 0 <= x1 < x2 <= kept_size(source.path)[0] and 0 <= y1 < y2 <= kept_size(source.path)[1]
+        assert pickle.loads(pickle.dumps(source)) == source and source.draw().size == source.size
+    for file in PHOTOS:
+        assert load_photo(photo_folder() / file).size == kept_size(photo_folder() / file)
+        assert max(kept_size(photo_folder() / file)) <= KEPT_SIDE
 
 
 @HAS_PHOTOS

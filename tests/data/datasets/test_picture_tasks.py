@@ -1,8 +1,10 @@
 import hashlib
+import pickle
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from qvlkit.data.datasets.picture_tasks import COLOURS, SHAPES, WORDS, PictureTasks, draw_scene, place_shapes
 from qvlkit.registry import DATASETS
@@ -11,7 +13,7 @@ from qvlkit.utils.seeded import seeded
 
 
 def picture_of(sample):
-    return sample.turns[0].content[0].source
+    return sample.turns[0].content[0].source.draw()
 
 
 def picture_hash(sample):
@@ -131,9 +133,26 @@ def test_index_out_of_range():
         PictureTasks(10)[10]
 
 
-def test_drawing_is_fast():
-    dataset = PictureTasks(300)
+def test_pictures_are_drawn_when_asked_and_the_same_each_time(monkeypatch):
+    drawn = []
+    monkeypatch.setattr('qvlkit.data.datasets.picture_tasks._background', lambda rng, width, height: drawn.append(
+        (width, height)) or Image.new('RGB', (width, height)))
+    samples = [PictureTasks(8)[i] for i in range(8)]
+    assert not drawn
+    for sample in samples:
+        source = sample.turns[0].content[0].source
+        again = pickle.loads(pickle.dumps(source))
+        assert again == source and source.draw().size == source.size
+        assert source.draw().tobytes() == again.draw().tobytes()
+    assert len(drawn) == 24
+
+
+def test_samples_and_drawings_are_fast():
+    dataset = PictureTasks(400)
     start = time.process_time()
-    for i in range(300):
-        dataset[i]
-    assert (time.process_time() - start) / 300 < 0.004  # about 0.001 on one idle core
+    samples = [dataset[i] for i in range(400)]
+    middle = time.process_time()
+    for sample in samples:
+        picture_of(sample)
+    assert (middle - start) / 400 < 0.0004  # about 0.00006 on one idle core
+    assert (time.process_time() - middle) / 400 < 0.003  # about 0.0004

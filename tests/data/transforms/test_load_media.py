@@ -43,6 +43,23 @@ def test_path_bytes_base64_pil_and_array_agree(tmp_path):
         np.testing.assert_array_equal(np.asarray(loaded), expected)
 
 
+class Drawing:
+    size = 40, 24
+
+    def __init__(self, drawn):
+        self.drawn = drawn
+
+    def draw(self):
+        return self.drawn
+
+
+def test_a_source_that_draws_is_drawn_and_then_a_picture_like_any_other():
+    np.testing.assert_array_equal(np.asarray(load_image(Drawing(picture()))), np.asarray(picture()))
+    assert load_image(Drawing(picture().convert('L'))).mode == 'RGB'
+    with pytest.raises(MediaError, match=r'Drawing\.draw\(\) to give a PIL image, got NoneType'):
+        load_image(Drawing(None))
+
+
 def test_content_decides_not_the_name(tmp_path):
     path = tmp_path / 'a.jpg'
     path.write_bytes(encoded(picture(), 'PNG'))
