@@ -22,10 +22,10 @@ processor = dict(min_pixels=56 * 56, max_pixels=140 * 140)
 stages = dict(
     sft=dict(
         trainer=dict(type='SFTTrainer'),
-        data=dict(type='MixedDataset', size=40000, parts=dict(
+        data=dict(type='Mixture', parts=dict(
             picture_tasks=dict(dataset=dict(type='PictureTasks', size=40000), weight=14.0),
             photos=dict(dataset=dict(type='PhotoQuestions', size=2000, tasks=['subject']), weight=1.0))),
-        loader=dict(row_length=1024, chunk_size=256, num_workers=1),
+        loader=dict(row_length=1024, window=256, num_workers=1),
         max_steps=900,
         max_grad_norm=1.0,
         optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, betas=[0.9, 0.95]),
@@ -35,10 +35,10 @@ stages = dict(
             jsonl=dict(type='JSONLHook', interval=10),
             checkpoint=dict(type='CheckpointHook', interval=200, keep=1),
             evaluation=dict(type='EvaluationHook', max_new_tokens=28, dataset=dict(
-                type='MixedDataset', size=500, parts=dict(
-                    picture_tasks=dict(dataset=dict(type='PictureTasks', size=400, split='held_out'), weight=4.0),
+                type='Mixture', parts=dict(
+                    picture_tasks=dict(dataset=dict(type='PictureTasks', size=400, split='held_out')),
                     photos=dict(dataset=dict(
-                        type='PhotoQuestions', size=100, tasks=['subject'], split='held_out'), weight=1.0)))))))
+                        type='PhotoQuestions', size=100, tasks=['subject'], split='held_out'))))))))
 
 run = ['sft']
 seed = 0

@@ -15,10 +15,10 @@ processor = dict(max_pixels=224 * 224)
 
 stages = dict(
     sft=dict(
-        data=dict(_delete_=True, type='MixedDataset', size=900, parts=dict(
+        data=dict(_delete_=True, type='Mixture', parts=dict(
             chat=dict(dataset=dict(type='ConversationDataset', path='data/chat.json'), weight=2.0),
             grounding=dict(dataset=dict(type='ConversationDataset', path='data/grounding.json')))),
-        loader=dict(row_length=2048, chunk_size=9),
+        loader=dict(row_length=2048, window=9),
         max_steps=100,
         optimizer=dict(lr=2e-3, weight_decay=0.0),
         schedule=dict(warmup_ratio=0.05, final_ratio=0.02),

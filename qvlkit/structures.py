@@ -319,7 +319,8 @@ class PackedBatch:
     token_ids (T,) int64; position_ids (A, T) int64, computed for each sample alone; attention: causal by sample.
     image_patches (Ni, C*P*P) and video_patches (Nv, C*F*P*P) uint8, in the vision plan's order, images first.
     visual_rows (M,): the row that each visual token takes, in the order in which the merger emits them.
-    target_rows (S,): rows whose hidden state predicts a target; target_ids (S,): those targets.
+    target_rows (S,): rows whose hidden state predicts a target; target_ids (S,): those targets; target_groups (S,): the
+    group under which each target's loss is logged, of `num_groups` (source x number of visual tokens), if any.
 
     A batch without media carries one smallest blank picture with no visual_rows, so that every rank runs every part.
     """
@@ -334,6 +335,8 @@ class PackedBatch:
     target_ids: torch.Tensor
     sample_ids: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    target_groups: torch.Tensor | None = None
+    num_groups: int = 0
 
     @property
     def num_tokens(self) -> int:

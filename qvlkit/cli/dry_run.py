@@ -4,7 +4,6 @@ Nothing of the model is allocated, so the largest config passes on a laptop. Whe
 hand, stand-ins take their place and the output says so.
 """
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from qvlkit.data.collate import collate
-from qvlkit.data.loader import PackedLoader
+from qvlkit.data.processor import Processor
 from qvlkit.data.tokenizers import StandInTokenizer
 from qvlkit.engine.optimizer import build_optimizer, trainable_table
 from qvlkit.engine.strategies.single import SingleDevice
@@ -27,7 +25,7 @@ from qvlkit.planning.rehearsal import Rehearsal, rehearse
 from qvlkit.planning.synthetic import KINDS, SyntheticSamples
 from qvlkit.registry import DATASETS, HOOKS, SCHEDULES, TRAINERS
 from qvlkit.structures import PackedBatch
-from qvlkit.train.recipe import build_processor, build_tokenizer
+from qvlkit.train.recipe import build_loader, build_processor, build_tokenizer
 
 RELEASED_VOCABULARY = 151665  # ids of the released tokenizer, without the padding rows of the embedding
 
@@ -78,8 +76,7 @@ class _StageRun:
                                 config_key=f'{self.key}.optimizer')
         self._print_parameters(rules, table)
         processor = build_processor(rules, tokenizer, self.stage.get('processor', self.config.get('processor', {})))
-        row = self._row(dataset, processor.encode, partial(collate, plan=rules.vision_encoder.plan,
-                                                           geometry=rules.geometry))
+        row = self._row(dataset, processor, rules)
         self._print_row(row)
         loss: list[Any] = []
         rehearsal = rehearse(lambda: build_model(self.model_config, vocab_size=tokenizer.vocab_size),
@@ -115,12 +112,12 @@ class _StageRun:
             self.console.print(f'tokenizer  {self.config["tokenizer"]["type"]}, {tokenizer.vocab_size:,} ids')
         return tokenizer, dataset
 
-    def _row(self, dataset: Any, encode: Any, join: Any) -> PackedBatch:
+    def _row(self, dataset: Any, processor: Processor, rules: nn.Module) -> PackedBatch:
         """The first row that training would see; of synthetic samples, one row with every kind in it."""
-        loader = PackedLoader(dataset, encode, join, seed=self.config.get('seed', 0),
-                              **{**self.stage['loader'], 'num_workers': 0})
+        loader = build_loader(dataset, processor, rules, self.stage, seed=self.config.get('seed', 0), num_workers=0)
         if not isinstance(dataset, SyntheticSamples):
             return next(iter(loader))[0]
+        encode, join = processor.encode, loader.rows.collate
         samples, free = [], self.stage['loader']['row_length']
         for index in range(len(dataset)):
             sample = encode(dataset[index])

@@ -10,13 +10,18 @@ STAGE = ('trainer', 'data', 'loader', 'max_steps', 'accumulation', 'max_grad_nor
          'hooks', 'model', 'processor')
 MODEL = ('vision_encoder', 'merger', 'position_encoding', 'language_model', 'attention', 'image_mean',
          'image_std')
-PROCESSOR = ('min_pixels', 'max_pixels', 'video_min_pixels', 'video_max_pixels', 'video_total_pixels')
-LOADER = ('row_length', 'chunk_size', 'num_workers', 'shuffle', 'on_error', 'max_errors')
+LOADER = ('row_length', 'window', 'num_workers', 'shuffle', 'on_error', 'max_bad_share', 'max_bad_in_a_row')
 PART = ('trainable', 'lr', 'weight_decay')
 # Parts of the model that a stage may freeze or give a learning rate.
 PARTS = ('vision_encoder', 'merger', 'language_model')
-# Dicts whose keys are names that the user makes up; an entry may be removed by setting it to null.
-NAMED = ('hooks', 'metrics', 'datasets', 'benchmarks')
+# A part of a mixture of datasets, and what it may set for its own samples.
+MIXTURE_PART = ('dataset', 'weight', 'order', 'epochs', 'exhausted', 'oversize', 'limits')
+LIMITS = ('min_pixels', 'max_pixels', 'video_min_pixels', 'video_max_pixels', 'video_total_pixels', 'fps', 'min_frames',
+          'max_frames')
+PROCESSOR = (*LIMITS, 'transforms', 'add_vision_id', 'region_style', 'video_readers', 'video_deadline')
+# Dicts whose keys are names that the user makes up; an entry may be removed by setting it to null. So are the parts of a
+# mixture, but not those of the model.
+NAMED = ('hooks', 'metrics', 'datasets', 'benchmarks', 'transforms')
 # What a run cannot do without.
 REQUIRED = ('model', 'tokenizer', 'stages', 'run', 'work_dir')
 REQUIRED_OF_STAGE = ('trainer', 'data', 'loader', 'max_steps', 'optimizer', 'schedule')
@@ -35,6 +40,10 @@ def known_keys(path: str) -> Collection[str] | None:
         return TOP_LEVEL
     if keys[0] == 'parts':
         return PARTS if len(keys) == 1 else PART
+    if keys[-2:-1] == ['parts']:
+        return MIXTURE_PART
+    if keys[-3:-2] == ['parts'] and keys[-1] == 'limits':
+        return LIMITS
     if len(keys) == 1:
         return {'model': MODEL, 'processor': PROCESSOR, 'loader': LOADER}.get(keys[0])
     return None

@@ -99,7 +99,7 @@ def _check_known(node: dict, path: str, key: str) -> None:
         known = None if known is None else ['type', *known]
     elif is_named(path) or (key == 'type' and not node):
         return
-    elif not node and is_named(path.rpartition('.')[0]):
+    elif not node and is_named(path.rpartition('.')[0]) and known_keys(path) is None:
         outer, _, name = path.rpartition('.')
         raise ValueError(f'{outer} has no entry {name!r}; to add one, give {path}.type')
     else:

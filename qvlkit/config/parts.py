@@ -12,8 +12,10 @@ logger = logging.getLogger('qvlkit')
 SLOTS = {'vision_encoder': registry.VISION_ENCODERS, 'merger': registry.MERGERS,
          'position_encoding': registry.POSITION_ENCODINGS, 'language_model': registry.LANGUAGE_MODELS,
          'loss': registry.LOSSES, 'data': registry.DATASETS, 'tokenizer': registry.TOKENIZERS,
-         'optimizer': registry.OPTIMIZERS, 'schedule': registry.SCHEDULES, 'trainer': registry.TRAINERS}
-SLOTS_INSIDE = {'hooks': registry.HOOKS, 'metrics': registry.METRICS, 'datasets': registry.DATASETS}
+         'optimizer': registry.OPTIMIZERS, 'schedule': registry.SCHEDULES, 'trainer': registry.TRAINERS,
+         'dataset': registry.DATASETS}
+SLOTS_INSIDE = {'hooks': registry.HOOKS, 'metrics': registry.METRICS, 'datasets': registry.DATASETS,
+                'transforms': registry.TRANSFORMS}
 
 
 def find_part(name: Any, path: str) -> Any:
@@ -123,7 +125,9 @@ def _validate_value(value: Any, path: str) -> None:
 
 def is_named(path: str) -> bool:
     """Whether the user makes up the keys of the dict at `path`."""
-    return path.split('.')[-1] in NAMED
+    keys = path.split('.')
+    of_a_mixture = keys[-1] == 'parts' and not (keys[0] == 'stages' and len(keys) == 3)
+    return keys[-1] in NAMED or of_a_mixture
 
 
 def join(path: str, key: str) -> str:

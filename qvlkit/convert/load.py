@@ -34,7 +34,8 @@ def load(folder: str | Path, *, dtype: str | torch.dtype = 'auto', device: str |
         FileNotFoundError: The folder, its weights or a shard are not there.
         ValueError: The folder holds another model family, tensors that do not fit, pickles, or no tokenizer.
     """
-    from qvlkit.data.processor import Processor, read_limits
+    from qvlkit.data.preprocessor_config import read_limits
+    from qvlkit.data.processor import Processor
     from qvlkit.data.tokenizers import HFTokenizer
     opened = open_folder(folder)
     tokenizer = HFTokenizer(str(opened.path))

@@ -2,6 +2,7 @@
 
 Shape letters: T packed tokens, N patches, M visual tokens, S supervised rows, A position axes.
 """
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
@@ -11,21 +12,32 @@ import torch
 from qvlkit.structures import AttentionPlan, EncodedSample, Grid, PackedBatch, VisionGeometry, VisionPlan
 
 
+VISUAL_BUCKETS = (0, 64, 256, 1024, 4096)  # visual tokens of a sample, at most; more are the last bucket
+BUCKET_NAMES = ('text', *(f'up to {most:,} visual tokens' for most in VISUAL_BUCKETS[1:]),
+                f'over {VISUAL_BUCKETS[-1]:,} visual tokens')
+
+
 def collate(samples: Sequence[EncodedSample], *, plan: Callable[[Sequence[Grid]], VisionPlan],
-            geometry: VisionGeometry) -> PackedBatch:
+            geometry: VisionGeometry, sources: Sequence[str] = ()) -> PackedBatch:
     """One row of samples as a batch.
 
     Args:
         samples: In the order in which they stand in the row.
         plan: The vision encoder's `plan`.
         geometry: Of the model; sizes the blank picture that a row without media carries.
+        sources: Names of the data's sources. Each target is then noted under its sample's source and number of visual
+            tokens: group = source * len(BUCKET_NAMES) + bucket.
     """
     starts = [0, *accumulate(sample.length for sample in samples)][:-1]
-    target_rows, target_ids = [], []
+    target_rows, target_ids, groups = [], [], []
+    source_numbers = {name: number for number, name in enumerate(sources)}
     for start, sample in zip(starts, samples):
         rows = sample.is_target[1:].nonzero().squeeze(1)  # the row before a target predicts it
         target_rows.append(rows + start)
         target_ids.append(sample.token_ids[1:][rows])
+        if sources:
+            bucket = bisect_left(VISUAL_BUCKETS, sum(sample.token_counts))
+            groups.append(torch.full_like(rows, source_numbers[sample.source] * len(BUCKET_NAMES) + bucket))
     image_patches, video_patches, vision_plan, visual_rows = _collate_media(samples, starts, plan, geometry)
     return PackedBatch(
         token_ids=torch.cat([sample.token_ids for sample in samples]),
@@ -33,6 +45,7 @@ def collate(samples: Sequence[EncodedSample], *, plan: Callable[[Sequence[Grid]]
         attention=AttentionPlan.from_lengths([sample.length for sample in samples], causal=True),
         image_patches=image_patches, video_patches=video_patches, vision_plan=vision_plan, visual_rows=visual_rows,
         target_rows=torch.cat(target_rows), target_ids=torch.cat(target_ids),
+        target_groups=torch.cat(groups) if sources else None, num_groups=len(sources) * len(BUCKET_NAMES),
         sample_ids=tuple(sample.id for sample in samples), sources=tuple(sample.source for sample in samples))
 
 

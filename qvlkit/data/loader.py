@@ -160,8 +160,10 @@ class PackedLoader:
             yield from self._until_weights_change()
             if not self._weights:
                 return
-            self._start['sampler']['fixed'].update(self._weights)
-            self._weights = {}
+            planner = self.planner()
+            planner.load_state_dict(self._start)
+            planner.sampler.set_weights(self._weights)
+            self._start, self._weights = planner.state_dict(), {}
 
     def _until_weights_change(self) -> Iterator[list[PackedBatch]]:
         """Steps until the data ends, or until a window ends and weights are to change."""

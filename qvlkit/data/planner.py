@@ -17,7 +17,7 @@ from qvlkit.data.datasets.mixture import Mixture
 from qvlkit.data.packing import deal_rows, plan_rows
 from qvlkit.data.sampler import Draw, Sampler
 from qvlkit.structures import Measure, SampleError
-from qvlkit.utils.hashing import stable_hash
+from qvlkit.utils.seeded import seeded
 
 
 class Placed(NamedTuple):
@@ -157,7 +157,7 @@ class Planner:
         laid, costs, left = self._rows(long, rest, rows)
         self.waiting = [Waiting(item.placed, item.cost, item.age + 1) for item in left]
         dealt = deal_rows(np.array(costs), steps=rows // per_step, accumulation=self.accumulation,
-                          ranks=self.world_size, seed=stable_hash(self.seed, 'deal', self.windows))
+                          ranks=self.world_size, rng=seeded(self.seed, 'deal', self.windows))
         return [[[laid[row] for row in micro] for micro in step] for step in dealt.tolist()]
 
     def _rows(self, long: list[Waiting], rest: list[Waiting], rows: int

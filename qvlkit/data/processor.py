@@ -154,6 +154,18 @@ class Processor:
         grids = tuple(medium.grid for medium in self._run(self.geometry_steps, sample, epoch).media())
         return Measure(sizes.text_tokens + sum(map(self.num_tokens, grids)), sizes.num_targets, grids)
 
+    def shrunk_limits(self, sample: Sample, factor: float, *, epoch: int = 0) -> dict:
+        """Limits of the sample under which its largest pictures have `factor` of their area."""
+        planned = self._run(self.geometry_steps, self._copy(sample), epoch)
+        limits = dict(sample.limits)
+        for kind, prefix in (('image', ''), ('video', 'video_')):
+            areas = [medium.size[0] * medium.size[1] for medium in planned.media() if medium.kind == kind]
+            if areas:
+                largest = max(1, int(factor * max(areas)))
+                limits[f'{prefix}max_pixels'] = largest
+                limits[f'{prefix}min_pixels'] = min(planned.limits[f'{prefix}min_pixels'], largest)
+        return limits
+
     def from_messages(self, messages: list[dict], sample_id: str = 'messages') -> Sample:
         """Chat messages (content: text, or parts of type text, image, image_url, video) -> Sample.
 

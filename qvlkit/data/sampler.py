@@ -45,18 +45,19 @@ class Sampler:
         self._below = _sources_below(mixture)
 
     def draw(self, count: int) -> list[Draw]:
-        """The next `count` draws, fewer if the data ends. Tell `note` what they brought before the next call."""
+        """The next draws: `count`, but at most one block, and fewer if the data ends. Tell `note` what they brought
+        before the next call."""
+        count = min(count, BLOCK)
         draws: list[Draw] = []
-        while len(draws) < count and not self.ended:
+        while not draws and not self.ended:
             shares = self.shares(count)
             if not shares.any():
                 self.ended = True
                 break
             rng = seeded(self.seed, 'mixture', self.blocks)
-            size = min(BLOCK, count - len(draws))
-            steps = (np.arange(size) + rng.random()) / size
+            steps = (np.arange(count) + rng.random()) / count
             chosen = np.minimum(np.searchsorted(np.cumsum(shares), steps, side='right'), len(shares) - 1)
-            draws += self._take(rng.permutation(chosen).tolist())
+            draws = self._take(rng.permutation(chosen).tolist())
             self.blocks += 1
         return draws
 
@@ -83,6 +84,7 @@ class Sampler:
             if not weight >= 0:
                 raise ValueError(f'set_weights: {path}: expected a number of at least 0, got {weight!r}')
         self.fixed.update(weights)
+        self.debts = {}
 
     def state_dict(self) -> dict:
         """All that the next draw depends on."""
@@ -146,9 +148,9 @@ class Sampler:
         tokens = {key: sum(self.tokens[i] for i in self._below[prefix + key]) for key in weights}
         mean = sum(tokens.values()) / sum(drawn.values()) if any(tokens.values()) else 1.0
         wanted = {key: max(weight * mean * count + self.debts.get(prefix + key, 0.0), 0.02 * weight * mean * count)
-                  for key, weight in weights.items()}
+                  for key, weight in weights.items() if weight}
         result = {key: wanted[key] * drawn[key] / tokens[key] if tokens[key] else wanted[key] / mean
-                  for key in weights}
+                  for key in wanted}
         total = sum(result.values())
         return {key: value / total for key, value in result.items()}
 

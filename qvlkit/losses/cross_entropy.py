@@ -19,7 +19,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, target_ids, chunk_rows):
+    def forward(ctx, hidden, weight, target_ids, chunk_rows, losses):
         wants_hidden, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
         device = hidden.device.type
@@ -32,7 +32,10 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk_rows):
             rows, targets = hidden[start:start + chunk_rows], target_ids[start:start + chunk_rows]
             log_probabilities = F.log_softmax(F.linear(rows, weight), dim=-1, dtype=accumulator)
-            loss += F.nll_loss(log_probabilities, targets, reduction='sum')
+            each = F.nll_loss(log_probabilities, targets, reduction='none')
+            loss += each.sum()
+            if losses is not None:
+                losses[start:start + chunk_rows] = each
             if not (wants_hidden or wants_weight):
                 continue
             grad_logits = log_probabilities.exp_()
@@ -55,7 +58,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden.to(ctx.hidden_dtype) * grad_loss
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_loss).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
 @LOSSES.register_module()
@@ -71,22 +74,31 @@ class LinearCrossEntropy:
             raise ValueError(f'loss.chunk_rows: expected at least 1, got {chunk_rows}')
         self.chunk_rows = chunk_rows
 
-    def __call__(self, hidden: torch.Tensor, head_weight: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
-        """Hidden states (S, E), head (V, E), targets (S,) -> sum, a scalar in float32 or wider."""
+    def __call__(self, hidden: torch.Tensor, head_weight: torch.Tensor, target_ids: torch.Tensor, *,
+                 losses: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states (S, E), head (V, E), targets (S,) -> sum, a scalar in float32 or wider.
+
+        `losses` (S,), if given, receives the loss of each target, without a gradient.
+        """
         if hidden.shape[0] <= self.chunk_rows:
-            return _plain(hidden, head_weight, target_ids)
-        return _ChunkedLinearCrossEntropy.apply(hidden, head_weight, target_ids, self.chunk_rows)
+            return _plain(hidden, head_weight, target_ids, losses)
+        return _ChunkedLinearCrossEntropy.apply(hidden, head_weight, target_ids, self.chunk_rows, losses)
 
 
 @LOSSES.register_module()
 class FullCrossEntropy:
     """The plain path: all logits at once. The reference that LinearCrossEntropy is held to."""
 
-    def __call__(self, hidden: torch.Tensor, head_weight: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, head_weight: torch.Tensor, target_ids: torch.Tensor, *,
+                 losses: torch.Tensor | None = None) -> torch.Tensor:
         """As LinearCrossEntropy."""
-        return _plain(hidden, head_weight, target_ids)
+        return _plain(hidden, head_weight, target_ids, losses)
 
 
-def _plain(hidden: torch.Tensor, head_weight: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+def _plain(hidden: torch.Tensor, head_weight: torch.Tensor, target_ids: torch.Tensor,
+           losses: torch.Tensor | None) -> torch.Tensor:
     logits = F.linear(hidden, head_weight)
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), target_ids, reduction='sum')
+    each = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), target_ids, reduction='none')
+    if losses is not None:
+        losses.copy_(each.detach())
+    return each.sum()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from qvlkit.structures import PackedBatch
+from qvlkit.structures import Grid, Measure, PackedBatch
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,36 @@ def batch_flops(model: nn.Module, batch: PackedBatch, trainable: Mapping[str, bo
         gradient_passes = gradient_passes or trains
         rows.append(PartFlops(part, operations, operations * (gradient_passes + trains)))
     return rows
+
+
+class SampleCost:
+    """Measure -> operations of one sample in a training step: by this the data pipeline evens out rows.
+
+    Args:
+        model: A VLM, of which the parts' `flops` are asked; weights are not needed.
+        trainable: Part -> whether it trains; a part that is not named does.
+    """
+
+    def __init__(self, model: nn.Module, trainable: Mapping[str, bool]):
+        self._language_model = model.language_model
+        self._encoder, self._merger = model.vision_encoder, model.merger
+        gradient_passes, self._factors = False, {}
+        for part in ('vision_encoder', 'merger', 'language_model'):
+            trains = trainable.get(part, True)
+            gradient_passes = gradient_passes or trains
+            self._factors[part] = 1 + gradient_passes + trains
+        self._of_grid: dict[Grid, float] = {}
+
+    def __call__(self, measure: Measure) -> float:
+        """Forward and backward operations."""
+        language = self._language_model.flops((measure.length,), measure.num_targets)
+        return self._factors['language_model'] * language + sum(map(self._grid_cost, measure.grids))
+
+    def _grid_cost(self, grid: Grid) -> float:
+        if grid not in self._of_grid:
+            self._of_grid[grid] = (self._factors['vision_encoder'] * self._encoder.flops(grid) +
+                                   self._factors['merger'] * self._merger.flops(grid))
+        return self._of_grid[grid]
 
 
 def format_flops(count: float) -> str:

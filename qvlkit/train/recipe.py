@@ -12,6 +12,7 @@ from qvlkit.config import check_complete, save_config
 from qvlkit.config.load import redact
 from qvlkit.convert.huggingface import load_weights
 from qvlkit.data.collate import collate
+from qvlkit.data.datasets.mixture import as_mixture
 from qvlkit.data.formats.boxes import boxes_to_text
 from qvlkit.data.loader import PackedLoader
 from qvlkit.data.processor import Processor
@@ -21,6 +22,7 @@ from qvlkit.engine.optimizer import build_optimizer
 from qvlkit.engine.seed import seed_everything
 from qvlkit.engine.strategies.single import SingleDevice
 from qvlkit.models.builder import build_model
+from qvlkit.planning.flops import SampleCost
 from qvlkit.planning.readiness import check_ready
 from qvlkit.registry import DATASETS, HOOKS, SCHEDULES, TOKENIZERS, TRAINERS
 from qvlkit.structures import SampleError, Turn
@@ -28,7 +30,7 @@ from qvlkit.train.trainer import Trainer
 
 logger = logging.getLogger('qvlkit')
 
-SAMPLES_FOR_TOKENIZER = 2000  # a tokenizer that is trained on the run's own data reads this many of its samples
+SAMPLES_FOR_TOKENIZER = 2000  # a tokenizer that is trained on the run's own data reads about this many of its samples
 
 
 def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = False, load_from: str | None = None,
@@ -89,11 +91,9 @@ def build_stage(config: dict, name: str, work_dir: Path, *, load_from: str | Non
     model_config = stage.get('model', config['model'])
     # The data pipeline gets the rules of a model without weights: it travels to worker processes.
     rules = build_model(model_config, vocab_size=tokenizer.vocab_size, device='meta')
-    processor = build_processor(rules, tokenizer, stage.get('processor', config.get('processor', {})))
-    loader = PackedLoader(dataset, processor.encode,
-                          partial(collate, plan=rules.vision_encoder.plan, geometry=rules.geometry), seed=seed,
-                          accumulation=stage.get('accumulation', 1), pin_memory=strategy.device.type == 'cuda',
-                          quarantine=work_dir / 'quarantine.jsonl', **stage['loader'])
+    processor = build_processor(rules, tokenizer, stage.get('processor', config.get('processor', {})), seed=seed)
+    loader = build_loader(dataset, processor, rules, stage, seed=seed, pin_memory=strategy.device.type == 'cuda',
+                          quarantine=work_dir / 'quarantine.jsonl')
     model = build_model(model_config, vocab_size=tokenizer.vocab_size, seed=seed)
     if load_from is not None:
         load_weights(model, load_from)
@@ -115,18 +115,29 @@ def build_tokenizer(config: dict, dataset: Any) -> Any:
     return TOKENIZERS.build(config, config_key='tokenizer', texts=dataset_texts(dataset))
 
 
-def build_processor(model: nn.Module, tokenizer: Any, limits: dict) -> Processor:
+def build_processor(model: nn.Module, tokenizer: Any, settings: dict, *, seed: int = 0) -> Processor:
     """Joins the data pipeline to the rules of the model's parts."""
     return Processor(tokenizer, model.geometry, num_tokens=model.merger.num_tokens,
-                     position_ids=model.position_encoding.ids, plan=model.vision_encoder.plan, **limits)
+                     position_ids=model.position_encoding.ids, plan=model.vision_encoder.plan, seed=seed, **settings)
+
+
+def build_loader(dataset: Any, processor: Processor, model: nn.Module, stage: dict, **settings: Any) -> PackedLoader:
+    """The loader of a stage: rows are evened out by what the model's parts say that a sample costs."""
+    mixture = as_mixture(dataset, 'shuffle' if stage['loader'].get('shuffle', True) else 'sequential')
+    join = partial(collate, plan=model.vision_encoder.plan, geometry=model.geometry,
+                   sources=tuple(source.name for source in mixture.sources))
+    trains = {part: (stage.get('parts') or {}).get(part, {}).get('trainable', True)
+              for part in ('vision_encoder', 'merger', 'language_model')}
+    return PackedLoader(mixture, processor, join, cost=SampleCost(model, trains),
+                        accumulation=stage.get('accumulation', 1), **{**stage['loader'], **settings})
 
 
 def dataset_texts(dataset: Any) -> Iterator[str]:
-    """Every text of the first samples as a model reads it: with role names, system turn and boxes written out.
+    """Every text of some samples as a model reads it: with role names, system turn and boxes written out.
 
     Samples that cannot be used are left out: the loader meets them again and raises or counts them.
     """
-    for index in range(min(len(dataset), SAMPLES_FOR_TOKENIZER)):
+    for index in range(0, len(dataset), -(-len(dataset) // SAMPLES_FOR_TOKENIZER)):
         try:
             sample = dataset[index]
         except SampleError:

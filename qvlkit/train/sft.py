@@ -30,5 +30,8 @@ class SFTTrainer(Trainer):
     def compute_loss(self, batch: PackedBatch) -> torch.Tensor:
         """Summed cross-entropy of the batch's targets."""
         hidden = self.model(batch)
-        return self.loss(hidden.index_select(0, batch.target_rows), self.model.language_model.head_weight,
-                         batch.target_ids)
+        losses = torch.empty(batch.num_targets, device=hidden.device)
+        total = self.loss(hidden.index_select(0, batch.target_rows), self.model.language_model.head_weight,
+                          batch.target_ids, losses=losses)
+        self.note_groups(batch, losses)
+        return total

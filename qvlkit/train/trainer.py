@@ -3,6 +3,7 @@
 A trainer turns rows of packed samples into optimizer steps. What is trained for is `compute_loss`, which sft.py and its
 siblings define; everything that only watches or saves is a hook (train/hooks/).
 """
+import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from qvlkit.engine.seed import rng_state, set_rng_state
 from qvlkit.structures import PackedBatch
 from qvlkit.train.checkpointing import load_training_state, save_training_state
 from qvlkit.train.hooks.base import Hook
+
+logger = logging.getLogger('qvlkit')
 
 
 class Trainer(ABC):
@@ -42,6 +45,7 @@ class Trainer(ABC):
         self.work_dir, self.stage, self.config, self.processor = Path(work_dir), stage, config, processor
         self.step = 0
         self.metrics: dict[str, Any] = {}
+        self.group_sums: torch.Tensor | None = None  # (groups, 2): loss and targets of each group, in this step
 
     @abstractmethod
     def compute_loss(self, batch: PackedBatch) -> torch.Tensor:
@@ -52,13 +56,17 @@ class Trainer(ABC):
         self.call_hooks('before_run')
         self.call_hooks('before_train')
         self.model.train()
-        steps = iter(self.loader)
         try:
-            while self.step < self.max_steps:
-                self.call_hooks('before_train_iter')
-                self.metrics = self.train_step(next(steps))
-                self.step += 1
-                self.call_hooks('after_train_iter')
+            if self.step < self.max_steps:
+                for rows in self.loader:
+                    self.call_hooks('before_train_iter')
+                    self.metrics = self.train_step(rows)
+                    self.step += 1
+                    self.call_hooks('after_train_iter')
+                    if self.step >= self.max_steps:
+                        break
+                else:
+                    logger.warning('%s: the data end after %d of %d steps', self.stage, self.step, self.max_steps)
             self.call_hooks('after_train')
         finally:
             self.call_hooks('after_run')
@@ -68,7 +76,7 @@ class Trainer(ABC):
         rows = [row.to(self.device, non_blocking=True) for row in rows]
         num_targets = self.strategy.sum_over_ranks(
             torch.full((), sum(row.num_targets for row in rows), device=self.device))
-        loss = torch.zeros((), device=self.device)
+        loss, self.group_sums = torch.zeros((), device=self.device), None
         for row in rows:
             with self.strategy.autocast():
                 row_loss = self.compute_loss(row) / num_targets
@@ -82,6 +90,13 @@ class Trainer(ABC):
         self.optimizer.zero_grad()
         return dict(loss=self.strategy.sum_over_ranks(loss), grad_norm=grad_norm, lr=learning_rate,
                     num_tokens=sum(row.num_tokens for row in rows), num_targets=num_targets)
+
+    def note_groups(self, batch: PackedBatch, losses: torch.Tensor) -> None:
+        """Add the losses of the batch's targets (S,) to the sums of their groups; stays on the device."""
+        if batch.target_groups is not None:
+            sums = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)], dim=1)
+            total = sums.new_zeros(batch.num_groups, 2).index_add_(0, batch.target_groups, sums)
+            self.group_sums = total if self.group_sums is None else self.group_sums + total
 
     def call_hooks(self, point: str) -> None:
         """Call `point` of every hook."""

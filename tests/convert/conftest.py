@@ -14,7 +14,7 @@ def make_folder(folder, *, tied, dtype=torch.float32):
     """A Qwen2.5-VL with random weights, its tokenizer and its processor's files."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    from qvlkit.data.processor import preprocessor_configs
+    from qvlkit.data.preprocessor_config import preprocessor_configs
     from qvlkit.data.tokenizers import ByteLevelBPE
     from qvlkit.structures import VisionGeometry
     tokenizer = ByteLevelBPE(290, texts=TEXTS)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qvlkit.data.datasets.conversation import ConversationDataset
-from qvlkit.data.processor import Processor, read_limits
+from qvlkit.data.preprocessor_config import read_limits
+from qvlkit.data.processor import Processor
 from qvlkit.data.tokenizers import StandInTokenizer
 from qvlkit.structures import Box, Media, Sample, SampleError, TextSpan, Turn, VisionGeometry, VisionPlan, VisionSpan
 

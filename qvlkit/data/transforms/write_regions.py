@@ -4,9 +4,12 @@ Source: Qwen2.5-VL (arXiv 2502.13923) section 2.2.1: absolute pixels of the pict
 """
 import numpy as np
 
-from qvlkit.data.formats.grounding import STYLES, regions_to_text
+from qvlkit.data.formats.boxes import boxes_to_text
+from qvlkit.data.transforms.regions import finish
 from qvlkit.registry import TRANSFORMS, near_names
-from qvlkit.structures import Sample, SampleError
+from qvlkit.structures import Region, Sample, SampleError
+
+STYLES = ('json',)
 
 
 @TRANSFORMS.register_module()
@@ -29,7 +32,8 @@ class WriteRegions:
         sizes = [medium.size for medium in sample.media()]
         try:
             for turn in sample.turns:
-                turn.content = regions_to_text(turn.content, sizes, self.style)
+                turn.content = boxes_to_text([finish(item, sizes[item.media_index]) if isinstance(item, Region) else item
+                                              for item in turn.content])
         except ValueError as error:
             raise SampleError(sample.id, str(error), 'bad_box') from error
         return sample

@@ -35,7 +35,7 @@ class EvaluationHook(Hook):
 
     def before_train(self, trainer) -> None:
         self.evaluator = Evaluator(self.dataset, trainer.processor, metrics=self.metrics,
-                                   reference=trainer.loader.chunks.dataset, batch_size=self.batch_size)
+                                   reference=trainer.loader.dataset, batch_size=self.batch_size)
         if trainer.step == 0:
             self.untrained = self.evaluate(trainer)
 
