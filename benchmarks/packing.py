@@ -29,7 +29,7 @@ from qvlkit.data.packing import deal_rows, plan_rows
 from qvlkit.models.builder import build_model
 from qvlkit.utils.seeded import seeded
 
-RANKS, ACCUMULATION, WINDOW = 1024, 2, 65536
+RANKS, ACCUMULATION, WINDOW = 1024, 4, 65536
 STEP = RANKS * ACCUMULATION  # rows of an optimizer step
 GOALS = dict(seconds=60, utilisation=0.995, cv=0.005, max_over_mean=1.05, sigma=3)
 
@@ -116,7 +116,7 @@ def measure(steps: Iterator[tuple[np.ndarray, np.ndarray]], lengths: SampleLengt
                 cv_p99=round(float(np.percentile(cv, 99)), 5),
                 max_over_mean=round(float(np.percentile(top / mean, 99)), 4),
                 straggler_loss=round(float(1 - (mean / top).mean()), 5),
-                step_spread=round(float(np.std([part.sum() for part in micro_steps]) / work.sum(axis=1).mean() / 2), 5),
+                step_spread=round(float(np.std([part.sum() for part in micro_steps]) / work.sum(axis=1).mean() / ACCUMULATION), 5),
                 sigma=round(float(np.abs(sigmas).max()), 2),
                 sigmas={name: round(float(value), 2) for name, value in zip(SOURCES, np.abs(sigmas).max(axis=0))})
 

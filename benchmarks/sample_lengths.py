@@ -18,7 +18,7 @@ MERGE = 2  # side of a merge cell in patches
 SIDES = (4, 64)  # of a picture, in merge cells
 PICTURES = 6  # of one sample, at most
 ROW, VISUAL = 8192, 4608  # tokens of a sample at most, and of what it shows
-TEXT = {'text': (450, 0.9), 'image': (150, 0.8), 'multi_image': (250, 0.8), 'video': (200, 0.8)}  # median, sigma
+TEXT = {'text': (550, 0.8), 'image': (200, 0.8), 'multi_image': (300, 0.8), 'video': (250, 0.8)}  # median, sigma
 MARKS = 2  # tokens around each picture or video
 
 
@@ -69,7 +69,7 @@ def draw_sources(rng: np.random.Generator, count: int) -> np.ndarray:
 def sample_lengths(count: int = 1_000_000, seed: int = 0) -> SampleLengths:
     """The stream; the same for the same arguments."""
     rng = np.random.default_rng(seed)
-    tables = [make_grids(rng, 400, median=420, sigma=0.9), make_grids(rng, 400, median=260, sigma=0.7),
+    tables = [make_grids(rng, 400, median=420, sigma=0.9), make_grids(rng, 400, median=280, sigma=0.7),
               make_grids(rng, 400, median=150, sigma=0.5, frames=(4, 32))]
     cells = np.concatenate(tables)
     tokens_of = np.append(cells.prod(axis=1), 0)  # the last for 'no picture'

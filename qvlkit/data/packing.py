@@ -11,10 +11,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FILLER_SHARE = 0.06  # of the tokens: the smallest samples, kept back until the rows' costs have been evened out
 BATCHES = 16  # samples are laid out R / BATCHES at a time
-SWAP_ROUNDS = 60
-MEMBERS = 12  # M
+SWAP_ROUNDS = 100
+CYCLES = 2
+FIRST = 0.99
+NEAR = 8
+EXCHANGES = 12
+SLACK = 1 / 300
+SHED = 0.002
+TOLERANCE = 1e-3
+GOLDEN = 0.618
+MEMBERS = 8  # M
 
 
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
@@ -64,20 +71,18 @@ def plan_rows(tokens: np.ndarray, costs: np.ndarray, *, row_length: int, num_row
     if num_rows == 0 or len(tokens) == 0:
         return rows.row_of
     queue = np.argsort(-age, kind='stable')
-    due = np.searchsorted(np.cumsum(tokens[queue]), num_rows * row_length, 'right')
-    chosen, later = queue[:due], queue[due:]
+    due = np.searchsorted(np.cumsum(tokens[queue]), FIRST * num_rows * row_length, 'right')
+    chosen = queue[:max(due, 1)]
     overdue = age[chosen] > 1
     for level in np.unique(age[chosen[overdue]])[::-1]:
         rows.spread(chosen[age[chosen] == level])
-    fresh = chosen[~overdue]
-    fresh = fresh[np.argsort(-tokens[fresh], kind='stable')]
-    held_back = np.searchsorted(np.cumsum(tokens[fresh][::-1]), FILLER_SHARE * num_rows * row_length)
-    rows.spread(fresh[:len(fresh) - held_back])
-    rows.even_out(rows.excess)
-    rows.spread(fresh[len(fresh) - held_back:])
-    rows.fill(chosen[rows.row_of[chosen] < 0])
-    rows.fill(later)
+    rows.spread(chosen[~overdue])
+    for _ in range(CYCLES):
+        rows.even_out(costs)
+        rows.exchange(costs, queue, keep=age > 1)
+    rows.fill(queue)
     rows.even_out(costs)
+    rows.shed(costs, keep=age > 1)
     return rows.row_of
 
 
@@ -127,6 +132,7 @@ class _Rows:
         self.excess = costs - tokens * (costs.sum() / max(1, tokens.sum()))  # (S,) cost above that of its tokens
         self.row_of = np.full(len(tokens), -1, np.int32)
         self.free = np.full(num_rows, row_length, np.int64)
+        self.costs_mean = costs.sum() / max(1, num_rows)
         self.above = np.zeros(num_rows)  # sum of excess
 
     def _put(self, samples: np.ndarray, rows: np.ndarray) -> None:
@@ -155,6 +161,7 @@ class _Rows:
 
     def fill(self, samples: np.ndarray) -> None:
         """Give each row the largest sample that fits into what is free of it, again and again."""
+        samples = samples[self.row_of[samples] < 0]
         samples = samples[np.argsort(self.tokens[samples], kind='stable')]
         while len(samples):
             rows = np.argsort(-self.free, kind='stable')
@@ -181,10 +188,11 @@ class _Rows:
             return
         first = np.cumsum(count) - count  # `placed` holds the members of row r at first[r] : first[r] + count[r]
         total = np.bincount(self.row_of[placed], value[placed], minlength=len(self.free))
+        tolerance = TOLERANCE * np.abs(self.costs_mean)
         for turn in range(SWAP_ROUNDS):
             order = np.argsort(total, kind='stable')
-            low, high = np.roll(order[:half], turn), order[::-1][:half]
-            some = count[low].clip(max=count[high]) > 0
+            low, high = np.roll(order[:half], int(turn * GOLDEN * half)), order[::-1][:half]
+            some = (total[high] - total[low] > tolerance) & (np.minimum(count[low], count[high]) > 0)
             low, high = low[some], high[some]
             place = [(first[rows, None] + (np.arange(MEMBERS) + turn * MEMBERS) % count[rows, None])
                      for rows in (high, low)]
@@ -206,3 +214,67 @@ class _Rows:
                 self.free[rows] -= sign * (self.tokens[up] - self.tokens[down])
                 self.above[rows] += sign * (self.excess[up] - self.excess[down])
                 total[rows] += sign * (value[up] - value[down])
+
+    def shed(self, value: np.ndarray, keep: np.ndarray) -> None:
+        """Take a sample out of rows that still stand out by their value, the worst first, as long as few tokens go.
+
+        Args:
+            value: As for `even_out`.
+            keep: (S,) samples that stay where they are.
+        """
+        total = np.bincount(self.row_of[self.row_of >= 0], value[self.row_of >= 0], minlength=len(self.free))
+        over = total - np.median(total)
+        samples = np.flatnonzero((self.row_of >= 0) & ~keep)
+        left = np.abs(over[self.row_of[samples]] - value[samples])
+        samples = samples[left < over[self.row_of[samples]]]
+        left = np.abs(over[self.row_of[samples]] - value[samples])
+        samples = samples[np.lexsort((left, self.row_of[samples]))]
+        samples = samples[np.unique(self.row_of[samples], return_index=True)[1]]  # the best of each row
+        samples = samples[np.argsort(-over[self.row_of[samples]], kind='stable')]
+        limit = SHED * (self.free.sum() + self.tokens[self.row_of >= 0].sum())
+        samples = samples[:np.searchsorted(np.cumsum(self.tokens[samples]), limit, 'right')]
+        self.free[self.row_of[samples]] += self.tokens[samples]
+        self.above[self.row_of[samples]] -= self.excess[samples]
+        self.row_of[samples] = -1
+
+    def exchange(self, value: np.ndarray, samples: np.ndarray, keep: np.ndarray) -> None:
+        """Take a sample out of a row and put one of `samples` in, where that fills the row or brings its value right.
+
+        Args:
+            value: As for `even_out`.
+            samples: What may come in, if it is not in a row.
+            keep: (S,) samples that stay where they are.
+        """
+        length = (self.free.sum() + self.tokens[self.row_of >= 0].sum()) / len(self.free)
+        for _ in range(EXCHANGES):
+            pool = samples[self.row_of[samples] < 0]
+            inside = np.flatnonzero(self.row_of >= 0)
+            total = np.bincount(self.row_of[inside], value[inside], minlength=len(self.free))
+            rate = value[inside].sum() / self.tokens[inside].sum()
+            target = np.median(total + rate * self.free)
+            worst = np.abs(total / target - 1) + np.maximum(0, self.free / length - SLACK)
+            inside = inside[(worst[self.row_of[inside]] > SLACK) & ~keep[inside]]
+            if not len(pool) or not len(inside):
+                return
+            pool = pool[np.argsort(self.tokens[pool], kind='stable')]
+            rows = self.row_of[inside]
+            near = np.searchsorted(self.tokens[pool], self.tokens[inside] + self.free[rows], 'right')[:, None]
+            near = near - 1 - np.arange(NEAR)
+            other = pool[near.clip(min=0)]
+            free = self.free[rows, None] + self.tokens[inside, None] - self.tokens[other]
+            left = np.abs((total[rows, None] + value[other] - value[inside, None]) / target - 1)
+            left = np.where(near >= 0, left + np.maximum(0, free / length - SLACK), np.inf)
+            pick = left.argmin(axis=1)
+            index = np.arange(len(pick))
+            gain, other = worst[rows] - left[index, pick], other[index, pick]
+            order = np.argsort(-gain, kind='stable')
+            order = order[:np.count_nonzero(gain > 1e-4)]
+            order = order[np.sort(np.unique(rows[order], return_index=True)[1])]
+            order = order[np.unique(other[order], return_index=True)[1]]
+            if not len(order):
+                return
+            out, come, rows = inside[order], other[order], rows[order]
+            self.row_of[out] = -1
+            self.free[rows] += self.tokens[out]
+            self.above[rows] -= self.excess[out]
+            self._put(come, rows)
