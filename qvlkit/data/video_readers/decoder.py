@@ -1,8 +1,0 @@
-"""placeholder until the merge"""
-
-
-class VideoDecoder:
-    """placeholder"""
-
-    def __init__(self, readers, deadline):
-        pass
