@@ -3,8 +3,9 @@
 It is read strictly in order, frame by frame: after a seek or a skip it returns other frames than those asked for, of
 streams without times of presentation (AVI) and of many with B-frames (open groups of pictures, as x265 writes them, and
 MPEG-4). In order it is right, but for containers without an index (MPEG-TS), whose first frames it loses: those are
-refused. Of a video that is to be turned by a quarter, it hands out ARGB. And it may spin for ever on a file that claims
-more frames than it has; that is why readers run in a process that can be killed.
+refused. Of pictures narrower than 96 pixels it may hand out rows with their padding, as if there were more colours than
+three. And it may spin for ever on a file that claims more frames than it has; that is why readers run in a process that
+can be killed.
 """
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,4 +87,5 @@ class DecordReader:
     def _next(self) -> np.ndarray:
         image = self._video.next().asnumpy()
         self._at += 1
-        return np.ascontiguousarray(image[..., -3:])  # without the A of ARGB
+        height, width = image.shape[:2]
+        return image.reshape(height, -1)[:, :3 * width].reshape(height, width, 3)
