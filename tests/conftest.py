@@ -10,7 +10,7 @@ BITS = 18  # enough to number the frames of two hours
 
 
 def _picture(number: int, width: int, height: int) -> np.ndarray:
-    """A grey picture that shows its number: in the upper half a bar for each bit, bright for 1; the lower half is plain."""
+    """A grey picture that shows its number: a bar for each bit in the upper half, bright for 1; the lower is plain."""
     image = np.full((height, width), 90, np.uint8)
     bits = np.arange(number, number + 1)[:, None] >> np.arange(BITS) & 1
     image[:height // 2, :width // BITS * BITS] = np.where(bits, 220, 30).repeat(width // BITS, 1)

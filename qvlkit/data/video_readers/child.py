@@ -75,7 +75,11 @@ class Decoder:
         key = name, path, status.st_mtime_ns, status.st_size, status.st_ino
         if self._key != key:
             self._forget()
-            reader = VIDEO_READERS.get(name)(path)
+            try:
+                reader_type = VIDEO_READERS.get(name, config_key='readers')
+            except ValueError as error:
+                raise MediaError(str(error), 'unknown_reader') from error
+            reader = reader_type(path)
             info = reader.info()
             if info.width * info.height > MAX_SOURCE_PIXELS:
                 reader.close()

@@ -80,6 +80,7 @@ class VideoDecoder:
         """Size and times of a video, remembered until the file changes.
 
         Raises:
+            ValueError: A reader is not registered, or one of `modules` does not import.
             MediaError: There is no such file, or no reader can read it; kinds 'missing_media', 'bad_video',
                 'video_timeout' (no reader answered in time) and 'no_video_reader'.
         """
@@ -98,7 +99,7 @@ class VideoDecoder:
             edits: What is done to each frame.
 
         Raises:
-            ValueError: An index is out of range or out of order.
+            ValueError: An index is out of range or out of order; or as for `probe`.
             MediaError: As for `probe`.
         """
         with self._use(source) as file:
@@ -144,6 +145,8 @@ class VideoDecoder:
                 reasons.append(f'{reader}: {error}')
                 late += error.timeout
             except _Refusal as error:
+                if error.kind == 'unknown_reader':
+                    raise ValueError(error.reason) from None
                 if error.kind == 'no_video_reader':
                     self._absent[reader] = error.reason
                     continue
@@ -160,7 +163,11 @@ class VideoDecoder:
     def _ask(self, request: dict) -> VideoInfo | np.ndarray:
         """One request to one reader, all messages of its answer."""
         if self._child is None or not self._child.alive():
-            self._child = Child(self.modules)
+            try:
+                self._child = Child(self.modules)
+            except ChildError as error:
+                raise ValueError(f'the process that decodes videos does not start ({error}); modules to be imported in '
+                                 f'it: {list(self.modules)}') from error
         child, answered = self._child, False
         try:
             child.ask(request, deadline=self.deadline, longest=self.longest)
