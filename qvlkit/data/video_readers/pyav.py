@@ -49,8 +49,8 @@ class PyAVReader:
         self.close()
         self._container = self._av.open(self._path, metadata_errors='replace')
         self._stream = self._container.streams.best('video')
-        if self._stream is None:
-            raise MediaError(f'{self._path!r} has no video stream', 'bad_video')
+        if self._stream is None or self._stream.codec_context is None:
+            raise MediaError(f'{self._path!r} has no video stream that can be decoded', 'bad_video')
         self._stream.codec_context.thread_count = 1
 
     def _scan(self) -> None:

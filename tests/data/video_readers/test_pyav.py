@@ -61,3 +61,10 @@ def test_sound_alone_is_refused(tmp_path):
         container.mux(stream.encode())
     with pytest.raises(ValueError, match='no video stream'):
         PyAVReader(str(tmp_path / 'a.mp4'))
+
+
+def test_an_unknown_codec_is_refused(tmp_path, clips):
+    path = clips.write(tmp_path / 'a.mp4', 5, 25)
+    path.write_bytes(path.read_bytes().replace(b'avc1', b'zzzz'))
+    with pytest.raises(ValueError, match='no video stream that can be decoded'):
+        PyAVReader(str(path))
