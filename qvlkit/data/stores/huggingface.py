@@ -97,7 +97,7 @@ def _check_state(folder: Path) -> None:
         raise StoreError(folder, f'state.json cannot be read: {error!r}') from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith('.arrow'):
-            raise StoreError(folder, f'state.json names the data file {name!r:.200}: expected the name of an .arrow file '
-                             'in this folder', 'archive_refused')
+            raise StoreError(folder, f'state.json names the data file {name!r:.200}: expected the name of an .arrow '
+                             'file in this folder', 'archive_refused')
         if not (folder / name).is_file():
             raise StoreError(folder, f'its data file {name!r} is missing', 'missing')

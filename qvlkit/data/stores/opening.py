@@ -10,8 +10,8 @@ from qvlkit.registry import STORES, near_names
 SUFFIXES = {'.json': 'JSONStore', '.jsonl': 'JSONStore', '.parquet': 'ParquetStore', '.tar': 'TarStore'}
 # A small compressed file may unfold to any size, and has no access by index.
 COMPRESSED = ('.gz', '.tgz', '.bz2', '.xz', '.zst', '.zip', '.7z', '.lz4', '.br')
-EXPECTED = ('expected a .json, .jsonl, .parquet or .tar file, a glob or a list of .parquet or .tar files, a folder with '
-            "data.mdb (LMDB), or a folder that datasets' save_to_disk wrote")
+EXPECTED = ('expected a .json, .jsonl, .parquet or .tar file, a glob or a list of .parquet or .tar files, a folder '
+            "with data.mdb (LMDB), or a folder that datasets' save_to_disk wrote")
 
 
 def open_store(path: str | Path | list, *, store: str | None = None, media_root: str | Path | None = None,
@@ -41,7 +41,8 @@ def find_store(path: str | Path | list) -> str:
             raise ValueError(f'path: expected a path or a list of them, got {path!r:.200}')
         names = {find_store(item) for item in path}
         if len(names) > 1 or names & {'JSONStore', 'LMDBStore', 'HuggingFaceStore'}:
-            raise ValueError(f'path: a list holds .parquet files or .tar files only, got {[str(p) for p in path]!r:.200}')
+            raise ValueError('path: a list holds .parquet files or .tar files only, got '
+                             f'{", ".join(map(str, path)):.200}')
         return names.pop()
     if not isinstance(path, (str, Path)):
         raise ValueError(f'path: expected a path or a list of them, got {path!r:.200}')

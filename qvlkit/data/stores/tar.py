@@ -1,8 +1,8 @@
 """Tar store: WebDataset shards. Members that share a name up to its first dot are one record.
 
 The .json member is the record; other members are its media, by extension, and a .txt member is its caption. Headers
-are read once, to know where each member lies; nothing is unpacked. A shard is refused as a whole if it is compressed, or
-if a member is a link or a device, is too large, or has a name that leads out of a folder.
+are read once, to know where each member lies; nothing is unpacked. A shard is refused as a whole if it is compressed,
+or if a member is a link or a device, is too large, or has a name that leads out of a folder.
 Source: the WebDataset format, https://github.com/webdataset/webdataset.
 """
 import json
@@ -95,7 +95,8 @@ class TarStore:
             try:
                 record['caption'] = self._read(index, texts['txt']).decode()
             except (UnicodeDecodeError, MediaError) as error:
-                raise SampleError(self.record_id(index), f'member {texts["txt"].name!r}: {error}', 'bad_text') from error
+                raise SampleError(self.record_id(index), f'member {texts["txt"].name!r}: {error}',
+                                  'bad_text') from error
         return record
 
     def resolve(self, index: int, text: str) -> Path | bytes:
