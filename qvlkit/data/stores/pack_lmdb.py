@@ -291,7 +291,7 @@ def _row(size: MediaSize) -> list:
 def _source(dataset: Any, text_key: str) -> dict:
     """What a packing that goes on must have in common with the one that began."""
     store = dataset.store
-    paths = getattr(store, 'files', None) or [store.path]
+    paths = getattr(store, 'files', None) or [Path(getattr(store, 'path', store.name))]
     files = [[path.name, path.stat().st_size if path.is_file() else 0] for path in paths]
     return dict(store=type(store).__name__, files=files, samples=len(dataset), text_key=text_key,
                 format=dataset.format, boxes=dataset.boxes)
