@@ -21,7 +21,8 @@ def fresh_log():
 def source(tmp_path):
     Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
     turns = [{'from': 'human', 'value': '<image>Q'}, {'from': 'gpt', 'value': 'A'}]
-    (tmp_path / 'x.json').write_text(json.dumps([{'image': name, 'conversations': turns} for name in ('a.png', 'b.png')]))
+    records = [{'image': name, 'conversations': turns} for name in ('a.png', 'b.png')]
+    (tmp_path / 'x.json').write_text(json.dumps(records))
     return tmp_path / 'x.json'
 
 

@@ -81,7 +81,8 @@ def test_a_replaced_store_is_opened_anew(folder, packed):
 
 
 @pytest.mark.parametrize('text, reason', [
-    ('{', 'index.json cannot be read'), ('[]', r'expected schema 1, got \[\]'), ('{"schema": 9}', 'expected schema 1, got 9'),
+    ('{', 'index.json cannot be read'), ('[]', r'expected schema 1, got \[\]'),
+    ('{"schema": 9}', 'expected schema 1, got 9'),
     ('{"schema": 1, "count": "4"}', "count: expected int, got '4'"),
     ('{"schema": 1, "count": -4}', 'count: expected int, got -4')])
 def test_a_broken_index(packed, text, reason):

@@ -78,7 +78,8 @@ def test_a_data_uri_becomes_bytes_stored_once(folder, make):
 
 
 def test_renamed_columns_are_remembered(folder):
-    (folder / 'x.json').write_text(json.dumps([{'chat': [{'from': 'human', 'value': 'Q'}, {'from': 'gpt', 'value': 'A'}]}]))
+    turns = [{'from': 'human', 'value': 'Q'}, {'from': 'gpt', 'value': 'A'}]
+    (folder / 'x.json').write_text(json.dumps([{'chat': turns}]))
     (folder / 'dataset_info.json').write_text(json.dumps({'mine': {
         'file_name': 'x.json', 'formatting': 'sharegpt', 'columns': {'messages': 'chat'}}}))
     pack(ConversationDataset(str(folder / 'dataset_info.json'), dataset='mine'), folder / 'out')

@@ -46,7 +46,8 @@ def test_several_shards_as_a_dataset(tmp_path, make):
     for number in range(3):
         write(tmp_path / f's-{number}.tar', [
             member for row in range(2) for member in (
-                (f'{row}.jpg', make.encoded()), (f'{row}.json', json.dumps(make.talk('jpg', f'{number}{row}')).encode()))])
+                (f'{row}.jpg', make.encoded()),
+                (f'{row}.json', json.dumps(make.talk('jpg', f'{number}{row}')).encode()))])
     data = pickle.loads(pickle.dumps(ConversationDataset(str(tmp_path / 's-*.tar'))))
     assert len(data) == 6 and data.name == tmp_path.name
     assert [data[index].id for index in (1, 2, 5)] == ['s-0.tar[1]', 's-1.tar[0]', 's-2.tar[1]']
