@@ -2,6 +2,7 @@
 
 Looks at paths and sizes only: nothing is read, and the model is built on the meta device.
 """
+import glob
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,7 +62,12 @@ def absent_paths(config: dict, stages: list[str]) -> list[AbsentPath]:
     for name in stages:
         found += _paths(config['stages'][name].get('data', {}), f'stages.{name}.data')
     return [AbsentPath(key, path, 'file' if key.startswith('stages.') and key.endswith('.path') else 'folder')
-            for key, path in found if not Path(path).expanduser().exists()]
+            for key, path in found if not _leads_somewhere(path)]
+
+
+def _leads_somewhere(path: str) -> bool:
+    place = Path(path).expanduser()
+    return place.exists() or next(glob.iglob(str(place)), None) is not None  # several files may be named by a glob
 
 
 def _paths(value: Any, key: str) -> Iterator[tuple[str, str]]:
