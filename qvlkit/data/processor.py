@@ -15,20 +15,20 @@ import numpy as np
 import torch
 
 from qvlkit.data.collate import collate
-from qvlkit.data.formats.boxes import boxes_to_text
+from qvlkit.data.formats.grounding import regions_to_text
 from qvlkit.data.formats.openai import read_messages
-from qvlkit.data.transforms.boxes import Size, resized_box
 from qvlkit.data.transforms.chat_template import JINJA_TEMPLATE, TURN_END, Segment, render
 from qvlkit.data.transforms.load_media import MediaError, load_image
 from qvlkit.data.transforms.patchify import patchify_image, patchify_video
+from qvlkit.data.transforms.regions import Size, to_resized
 from qvlkit.data.transforms.resize import resize_image, smart_resize, video_frame_limits
 from qvlkit.structures import (
-    Box,
     EncodedSample,
     Grid,
     Layout,
     Media,
     PackedBatch,
+    Region,
     Sample,
     SampleError,
     TextSpan,
@@ -102,8 +102,8 @@ class Processor:
         loaded = [self._load(medium, sample.id) for medium in media]
         sizes = [(medium.source_size, medium.resized_size) for medium in loaded]
         try:
-            turns = [Turn(turn.role, boxes_to_text([resized_box(item, sizes) if isinstance(item, Box) else item
-                                                    for item in turn.content])) for turn in sample.turns]
+            turns = [Turn(turn.role, regions_to_text([to_resized(item, sizes) if isinstance(item, Region) else item
+                                                      for item in turn.content])) for turn in sample.turns]
         except ValueError as error:
             raise SampleError(sample.id, str(error), 'bad_box') from error
         token_counts = [self.num_tokens(medium.grid) for medium in loaded]

@@ -12,7 +12,7 @@ from qvlkit.config import check_complete, save_config
 from qvlkit.config.load import redact
 from qvlkit.convert.huggingface import load_weights
 from qvlkit.data.collate import collate
-from qvlkit.data.formats.boxes import boxes_to_text
+from qvlkit.data.formats.grounding import regions_to_text
 from qvlkit.data.loader import PackedLoader
 from qvlkit.data.processor import Processor
 from qvlkit.data.transforms.chat_template import render
@@ -131,5 +131,5 @@ def dataset_texts(dataset: Any) -> Iterator[str]:
             sample = dataset[index]
         except SampleError:
             continue
-        turns = [Turn(turn.role, boxes_to_text(turn.content)) for turn in sample.turns]
+        turns = [Turn(turn.role, regions_to_text(turn.content)) for turn in sample.turns]
         yield from (segment.text for segment in render(turns) if segment.kind == 'text')
