@@ -1,8 +1,8 @@
-"""Conversations with images and videos, from a JSON list or from JSON lines, by index.
+"""Conversations, documents and other records, from a JSON list or from JSON lines, by index.
 
-Formats: LLaVA (arXiv 2304.08485), ShareGPT and LLaMA-Factory's dataset_info.json, OpenAI's messages. Media stay
-undecoded. Records are kept as bytes and parsed when asked for, so that workers share the memory and one broken line is
-one bad sample.
+Formats: those of qvlkit/data/formats/detect.py, and LLaMA-Factory's dataset_info.json. Media stay undecoded.
+Records are kept as bytes and parsed when asked for, so that workers share the memory and one broken line is one bad
+sample.
 """
 import functools
 import json
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from qvlkit.data.formats.content import BOX_SOURCES
-from qvlkit.data.formats.detect import FORMATS, check_format, detect_format
+from qvlkit.data.formats.dataset_info import read_dataset_info
+from qvlkit.data.formats.detect import FORMATS, NAMED, check_format, detect_format
 from qvlkit.data.formats.media_paths import MediaRoot
-from qvlkit.data.formats.sharegpt import read_dataset_info
 from qvlkit.registry import DATASETS
 from qvlkit.structures import Sample, SampleError
 
@@ -27,10 +27,11 @@ class ConversationDataset:
         path: A .json file (a list of records), a .jsonl file (a record on each line), or a dataset_info.json.
         name: What the samples' source is called; default: the file's stem, or the entry of dataset_info.json.
         media_root: Media paths start here and must not lead out of it; default: the annotation file's folder.
-        format: 'auto', 'llava', 'sharegpt' or 'openai'.
+        format: 'auto', 'llava', 'sharegpt', 'openai', 'preference', 'alpaca', 'document', 'caption', 'grounding' or
+            'trajectory'.
         dataset: Entry of the dataset_info.json.
-        boxes: 'source' if answers hold '"bbox_2d": [...]' in pixels of the source picture, to be rescaled with it;
-            None leaves answers as they are.
+        boxes: The space of '"bbox_2d": [...]' and the like in answers, which are rescaled with the picture: 'source'
+            (its pixels), 'thousand' or 'unit'; None leaves answers as they are.
         limit: Use the first so many records.
 
     Raises:
@@ -41,7 +42,7 @@ class ConversationDataset:
                  dataset: str | None = None, boxes: str | None = None, limit: int | None = None):
         check_format(format)
         if boxes not in BOX_SOURCES:
-            raise ValueError(f"boxes: expected None or 'source', got {boxes!r}")
+            raise ValueError(f"boxes: expected None, 'source', 'thousand' or 'unit', got {boxes!r}")
         if limit is not None and (not isinstance(limit, int) or limit < 1):
             raise ValueError(f'limit: expected a whole number above 0, got {limit!r}')
         self.path, self._names = Path(path).expanduser(), None
@@ -79,12 +80,12 @@ class ConversationDataset:
         record = self._record(index, sample_id)
         name = self._format if self._format != 'auto' else detect_format(record, sample_id)
         read = FORMATS[name]
-        if name == 'sharegpt' and self._names is not None:
+        if name in NAMED and self._names is not None:
             read = functools.partial(read, names=self._names)
         sample = read(record, sample_id=sample_id, source=self.name, resolve=self._root.resolve, boxes=self._boxes)
         if not any(turn.role != 'system' for turn in sample.turns):
             raise SampleError(sample_id, 'the conversation is empty', 'empty_conversation')
-        if not any(turn.role == 'assistant' for turn in sample.turns):
+        if not any(turn.role in ('assistant', 'document') for turn in sample.turns):
             raise SampleError(sample_id, 'no assistant turn: there is nothing to learn', 'no_answer')
         return sample
 
