@@ -6,6 +6,7 @@ sample.
 """
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,15 @@ class ConversationDataset:
         boxes: The space of '"bbox_2d": [...]' and the like in answers, which are rescaled with the picture: 'source'
             (its pixels), 'thousand' or 'unit'; None leaves answers as they are.
         limit: Use the first so many records.
+        allow_hosts: Hosts from which media are fetched, such as 'example.org'; empty: URLs are refused.
 
     Raises:
         ValueError: The file is missing, is of another kind, is not JSON (with line and column), or holds no record.
     """
 
     def __init__(self, path: str, *, name: str | None = None, media_root: str | None = None, format: str = 'auto',
-                 dataset: str | None = None, boxes: str | None = None, limit: int | None = None):
+                 dataset: str | None = None, boxes: str | None = None, limit: int | None = None,
+                 allow_hosts: Sequence[str] = ()):
         check_format(format)
         if boxes not in BOX_SOURCES:
             raise ValueError(f"boxes: expected None, 'source', 'thousand' or 'unit', got {boxes!r}")
@@ -56,7 +59,7 @@ class ConversationDataset:
             raise ValueError(f'dataset: {dataset!r} names an entry of a dataset_info.json, but path is {path!r}')
         self.name = name or self.path.stem
         self._format, self._boxes = format, boxes
-        self._root = MediaRoot(self.path.parent if media_root is None else media_root)
+        self._root = MediaRoot(self.path.parent if media_root is None else media_root, allow_hosts=allow_hosts)
         self._blob: bytes | None = None  # the records of a JSON list; of JSON lines only the offsets are kept
         self._lines: np.ndarray | None = None  # line number of each record of JSON lines, from 1
         if self.path.suffix == '.json':
