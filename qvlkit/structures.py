@@ -136,7 +136,7 @@ class Polygon(Region):
 
 @dataclass
 class Turn:
-    """One message, or a document: role 'system', 'user', 'assistant', 'tool' or 'document', and content in reading order.
+    """One message or a document: role 'system', 'user', 'assistant', 'tool' or 'document', content in reading order.
 
     A sample of one 'document' turn is read without a chat around it: its text is learned, its media are not.
     """
@@ -148,8 +148,9 @@ class Turn:
 class Sample:
     """A conversation or a document as a dataset gives it, before pixels are decoded or text is tokenized.
 
-    rejected: of a preference pair, the turns that stand where the conversation's last answer stands, and are worse; empty
-    otherwise. limits: what this sample's source sets instead of the processor's own, for example max_pixels or fps.
+    rejected: of a preference pair, the turns that stand where the conversation's last answer stands, and are worse;
+    empty otherwise. limits: what this sample's source sets instead of the processor's own, for example max_pixels or
+    fps.
     """
     id: str
     turns: list[Turn]

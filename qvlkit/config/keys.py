@@ -19,8 +19,8 @@ MIXTURE_PART = ('dataset', 'weight', 'order', 'epochs', 'exhausted', 'oversize',
 LIMITS = ('min_pixels', 'max_pixels', 'video_min_pixels', 'video_max_pixels', 'video_total_pixels', 'fps', 'min_frames',
           'max_frames')
 PROCESSOR = (*LIMITS, 'transforms', 'add_vision_id', 'region_style', 'video_readers', 'video_deadline')
-# Dicts whose keys are names that the user makes up; an entry may be removed by setting it to null. So are the parts of a
-# mixture, but not those of the model.
+# Dicts whose keys are names that the user makes up; an entry may be removed by setting it to null. So are the parts of
+# a mixture, but not those of the model.
 NAMED = ('hooks', 'metrics', 'datasets', 'benchmarks', 'transforms')
 # What a run cannot do without.
 REQUIRED = ('model', 'tokenizer', 'stages', 'run', 'work_dir')

@@ -11,7 +11,6 @@ import torch
 
 from qvlkit.structures import AttentionPlan, EncodedSample, Grid, PackedBatch, VisionGeometry, VisionPlan
 
-
 VISUAL_BUCKETS = (0, 64, 256, 1024, 4096)  # visual tokens of a sample, at most; more are the last bucket
 BUCKET_NAMES = ('text', *(f'up to {most:,} visual tokens' for most in VISUAL_BUCKETS[1:]),
                 f'over {VISUAL_BUCKETS[-1]:,} visual tokens')

@@ -2,9 +2,9 @@
 
     sampler -> planner (one process) -> rows -> workers: decode, encode, collate -> steps
 
-The state is that of the planner at the start of the present window, and the steps of it already given out. A resume plans
-that window again, which decodes nothing, and goes on behind those steps. A sample that turns out to be broken when it is
-decoded is replaced by one of the same source that fits its place, chosen by the seed and the sample alone.
+The state is that of the planner at the start of the present window, and the steps of it already given out. A resume
+plans that window again, which decodes nothing, and goes on behind those steps. A sample that turns out to be broken
+when it is decoded is replaced by one of the same source that fits its place, chosen by the seed and the sample alone.
 """
 import json
 from collections import deque

@@ -1,9 +1,9 @@
 """The planner: draws samples, measures them without decoding, and lays them into rows of equal tokens and compute.
 
-A window of samples is planned at a time: drawn by the sampler, measured from headers, laid into rows by `plan_rows`, and
-dealt to optimizer steps, micro-steps and ranks by `deal_rows`. Every rank plans the same windows and takes its own rows.
-What a window holds depends on the state before it and on the seed: not on workers, nor, while ranks x accumulation
-stay, on ranks.
+A window of samples is planned at a time: drawn by the sampler, measured from headers, laid into rows by `plan_rows`,
+and dealt to optimizer steps, micro-steps and ranks by `deal_rows`. Every rank plans the same windows and takes its own
+rows. What a window holds depends on the state before it and on the seed: not on workers, nor, while ranks x
+accumulation stay, on ranks.
 """
 import hashlib
 import math
@@ -64,7 +64,8 @@ class Planner:
     """
 
     def __init__(self, mixture: Mixture, processor: Any, cost: Callable[[Measure], float] | None = None, *,
-                 row_length: int, window: int, accumulation: int = 1, rank: int = 0, world_size: int = 1, seed: int = 0):
+                 row_length: int, window: int, accumulation: int = 1, rank: int = 0, world_size: int = 1,
+                 seed: int = 0):
         self.mixture, self.processor, self.cost = mixture, processor, cost
         self.row_length, self.window, self.accumulation = row_length, window, accumulation
         self.rank, self.world_size, self.seed = rank, world_size, seed

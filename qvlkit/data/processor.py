@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from qvlkit.data.collate import collate
@@ -28,6 +27,8 @@ from qvlkit.data.transforms.resize_media import ResizeMedia
 from qvlkit.data.transforms.sample_frames import SampleFrames
 from qvlkit.data.transforms.tokenize import Tokenize
 from qvlkit.data.transforms.write_regions import WriteRegions
+from qvlkit.data.video_readers.base import VideoInfo
+from qvlkit.data.video_readers.decoder import VideoDecoder
 from qvlkit.registry import TRANSFORMS, near_names
 from qvlkit.structures import (
     EncodedSample,
@@ -82,13 +83,13 @@ class Processor:
         self.tokenizer, self.geometry, self.seed = tokenizer, geometry, seed
         self.num_tokens, self.position_ids, self.plan = num_tokens, position_ids, plan
         self.all_limits = check_limits({**LIMITS, **limits})
-        from qvlkit.data.video_readers.decoder import VideoDecoder
         decoder = VideoDecoder(tuple(video_readers), deadline=video_deadline)
         resize = ResizeMedia(geometry=geometry)
         self.transforms = {name: TRANSFORMS.build(part, config_key=f'processor.transforms.{name}')
                            if isinstance(part, dict) else part for name, part in (transforms or {}).items()}
         self.geometry_steps = {
-            'open': OpenMedia(decoder=decoder), 'sample_frames': SampleFrames(),
+            'open': OpenMedia(decoder=decoder),
+            'sample_frames': SampleFrames(temporal_patch_size=geometry.temporal_patch_size),
             'place_regions': PlaceRegions(resized_size=resize.target), **self.transforms, 'resize': resize}
         self.template = ChatTemplate(add_vision_id=add_vision_id)
         self.text_steps = {'write_regions': WriteRegions(region_style), 'template': self.template,
@@ -146,7 +147,6 @@ class Processor:
         if sizes.text_key != self.text_key or any(getattr(step, 'needs_pixels', False)
                                                   for step in self.transforms.values()):
             return None
-        from qvlkit.data.video_readers.base import VideoInfo
         media = [Media(size.kind, None, size=(size.width, size.height), source_size=(size.width, size.height),
                        video=VideoInfo.uniform(size.width, size.height, size.frames, size.seconds)
                        if size.kind == 'video' else None) for size in sizes.media]

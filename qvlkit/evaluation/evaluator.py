@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from qvlkit.data.formats.boxes import parse_boxes
-from qvlkit.data.transforms.boxes import resized_box
+from qvlkit.data.formats.grounding import parse_boxes
 from qvlkit.data.transforms.load_media import load_image
+from qvlkit.data.transforms.regions import to_resized
 from qvlkit.evaluation.chance import constant_answer_chance, constant_box_chance
 from qvlkit.evaluation.metrics import BoxIoU, default_metric, wilson_interval
 from qvlkit.registry import METRICS, near_names
@@ -156,7 +156,7 @@ def _example(question: _Question, answer: str, score: float) -> Example:
     sample = question.sample
     expected = sample.extra['answer']
     is_box = isinstance(expected, Box)
-    boxes = [resized_box(expected, question.sizes).coordinates] if is_box else []
+    boxes = [to_resized(expected, question.sizes).coordinates] if is_box else []
     asked = ' '.join(item for turn in sample.turns[-2:-1] for item in turn.content if isinstance(item, str))
     text = str([round(value) for value in boxes[0]]) if is_box else str(expected)
     return Example(sample.id, sample.extra['task'], question.picture, asked, text, answer, score, boxes,

@@ -2,8 +2,8 @@
 import math
 from collections.abc import Sequence
 
-from qvlkit.data.formats.boxes import parse_boxes
-from qvlkit.data.transforms.boxes import resized_box
+from qvlkit.data.formats.grounding import parse_boxes
+from qvlkit.data.transforms.regions import to_resized
 from qvlkit.registry import METRICS
 from qvlkit.structures import Box, Sample
 
@@ -39,7 +39,7 @@ class BoxIoU:
             sizes: For each medium of the sample, its (source size, resized size).
         """
         boxes = parse_boxes(answer)
-        expected = resized_box(sample.extra['answer'], list(sizes))
+        expected = to_resized(sample.extra['answer'], list(sizes))
         return float(bool(boxes) and box_iou(boxes[0].coordinates, expected.coordinates) >= self.threshold)
 
 

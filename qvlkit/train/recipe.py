@@ -13,10 +13,10 @@ from qvlkit.config.load import redact
 from qvlkit.convert.huggingface import load_weights
 from qvlkit.data.collate import collate
 from qvlkit.data.datasets.mixture import as_mixture
-from qvlkit.data.formats.boxes import boxes_to_text
+from qvlkit.data.formats.grounding import regions_to_text
 from qvlkit.data.loader import PackedLoader
 from qvlkit.data.processor import Processor
-from qvlkit.data.transforms.chat_template import render
+from qvlkit.data.transforms.chat_template import ChatTemplate
 from qvlkit.engine.checkpoint import checkpoints
 from qvlkit.engine.optimizer import build_optimizer
 from qvlkit.engine.seed import seed_everything
@@ -142,5 +142,5 @@ def dataset_texts(dataset: Any) -> Iterator[str]:
             sample = dataset[index]
         except SampleError:
             continue
-        turns = [Turn(turn.role, boxes_to_text(turn.content)) for turn in sample.turns]
-        yield from (segment.text for segment in render(turns) if segment.kind == 'text')
+        sample.turns = [Turn(turn.role, regions_to_text(turn.content)) for turn in sample.turns]
+        yield from (segment.text for segment in ChatTemplate()(sample, None).segments if segment.kind == 'text')

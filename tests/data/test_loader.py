@@ -33,7 +33,7 @@ class Dataset:
 
 
 class Processor:
-    """Samples that are nothing but lengths. `changed`: samples whose length or targets are others than the dataset's."""
+    """Samples that are nothing but lengths. `changed`: sample -> (length, targets) other than the dataset's."""
 
     def __init__(self, **changed):
         self.changed = changed

@@ -1,16 +1,16 @@
-"""Conversations with images and videos, by index, from any store of records.
+"""Conversations, documents and other records, by index, from any store of records.
 
-Formats: LLaVA (arXiv 2304.08485), ShareGPT and LLaMA-Factory's dataset_info.json, OpenAI's messages. Media stay
-undecoded, and a record is parsed when it is asked for, so that one broken record is one bad sample.
+Formats: those of qvlkit/data/formats/detect.py, and LLaMA-Factory's dataset_info.json. Media stay undecoded, and a
+record is parsed when it is asked for, so that one broken record is one bad sample.
 """
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from qvlkit.data.formats.content import BOX_SOURCES
-from qvlkit.data.formats.detect import FORMATS, check_format, detect_format
-from qvlkit.data.formats.sharegpt import read_dataset_info
+from qvlkit.data.formats.dataset_info import read_dataset_info
+from qvlkit.data.formats.detect import FORMATS, NAMED, check_format, detect_format
 from qvlkit.data.formats.tagged import Names
 from qvlkit.data.stores.json_file import require_file
 from qvlkit.data.stores.opening import open_store
@@ -28,11 +28,13 @@ class ConversationDataset:
         store: Name of the store, for example 'LMDBStore'; default: by the path's suffix, or by the folder's files.
         name: What the samples' source is called; default: the file's stem, or the entry of dataset_info.json.
         media_root: Media paths start here and must not lead out of it; default: the annotation file's folder.
-        format: 'auto', 'llava', 'sharegpt' or 'openai'.
+        format: 'auto', 'llava', 'sharegpt', 'openai', 'preference', 'alpaca', 'document', 'caption', 'grounding' or
+            'trajectory'.
         dataset: Entry of the dataset_info.json.
-        boxes: 'source' if answers hold '"bbox_2d": [...]' in pixels of the source picture, to be rescaled with it;
-            None leaves answers as they are.
+        boxes: The space of '"bbox_2d": [...]' and the like in answers, which are rescaled with the picture: 'source'
+            (its pixels), 'thousand' or 'unit'; None leaves answers as they are.
         limit: Use the first so many records.
+        allow_hosts: Hosts from which media are fetched, such as 'example.org'; empty: URLs are refused.
 
     Raises:
         ValueError: The file is missing, is of another kind, is not JSON (with line and column), or holds no record.
@@ -40,10 +42,10 @@ class ConversationDataset:
 
     def __init__(self, path: str | list[str], *, store: str | None = None, name: str | None = None,
                  media_root: str | None = None, format: str = 'auto', dataset: str | None = None,
-                 boxes: str | None = None, limit: int | None = None):
+                 boxes: str | None = None, limit: int | None = None, allow_hosts: Sequence[str] = ()):
         check_format(format)
         if boxes not in BOX_SOURCES:
-            raise ValueError(f"boxes: expected None or 'source', got {boxes!r}")
+            raise ValueError(f"boxes: expected None, 'source', 'thousand' or 'unit', got {boxes!r}")
         if limit is not None and (not isinstance(limit, int) or limit < 1):
             raise ValueError(f'limit: expected a whole number above 0, got {limit!r}')
         names: Names | None = None
@@ -55,7 +57,8 @@ class ConversationDataset:
             require_file(path, f'{dataset}.file_name')
         elif dataset is not None:
             raise ValueError(f'dataset: {dataset!r} names an entry of a dataset_info.json, but path is {path!r}')
-        self.store = open_store(path, store=store, media_root=media_root)
+        self.store = open_store(path, store=store, media_root=media_root,
+                                **(dict(allow_hosts=tuple(allow_hosts)) if allow_hosts else {}))
         if format == 'auto' and names is None:  # a packed store remembers how its source was read
             reading = getattr(self.store, 'reading', {})
             format = reading.get('format', 'auto')
@@ -81,15 +84,19 @@ class ConversationDataset:
         record = self.store.record(index)
         name = self.format if self.format != 'auto' else detect_format(record, sample_id)
         read = FORMATS[name]
-        if name == 'sharegpt' and self.names is not None:
+        if name in NAMED and self.names is not None:
             read = functools.partial(read, names=self.names)
         sample = read(record, sample_id=sample_id, source=self.name, boxes=self.boxes,
                       resolve=resolve or functools.partial(self.store.resolve, index))
         if not any(turn.role != 'system' for turn in sample.turns):
             raise SampleError(sample_id, 'the conversation is empty', 'empty_conversation')
-        if not any(turn.role == 'assistant' for turn in sample.turns):
+        if not any(turn.role in ('assistant', 'document') for turn in sample.turns):
             raise SampleError(sample_id, 'no assistant turn: there is nothing to learn', 'no_answer')
         return sample
+
+    def sample_id(self, index: int) -> str:
+        """The id of the sample at `index`, without reading it."""
+        return self.store.record_id(index)
 
     def sizes(self, index: int) -> SampleSizes | None:
         """Sizes of the sample at `index`, where the store knows them without reading it."""

@@ -53,7 +53,8 @@ class Mixture:
             epochs, exhausted, oversize, limits (see `Source`). A weight is a number, or a schedule over tokens:
             [[0, 1.0], [1000000000, 0.2]] falls in a straight line and stays at the last value. Without 'order', a part
             is shuffled.
-        by: Whether weights are shares of the 'sample's or of the 'token's. Shares of tokens are steered: what a part has
+        by: Whether weights are shares of the 'sample's or of the 'token's. Shares of tokens are steered: what a part
+        has
             had too little it gets in the next window.
         name: Name of the mixture.
 

@@ -9,13 +9,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from qvlkit.data.formats.boxes import find_boxes
+from qvlkit.data.formats.grounding import find_regions, holds_regions
 from qvlkit.data.transforms.load_media import MediaError
 from qvlkit.structures import Box, Media, SampleError
 
 _MEDIA_TAGS = re.compile(r'(<image>|<video>)')
 _ALL_TAGS = re.compile(r'(<image>|<video>|<ref-object>|<bbox>)')
-BOX_SOURCES = (None, 'source')
+BOX_SOURCES = (None, 'source', 'thousand', 'unit')
 
 
 class ContentBuilder:
@@ -28,8 +28,8 @@ class ContentBuilder:
         videos: The record's videos: each a path, or a list of frames' paths.
         fps: Frames per second of frame lists: one number, or one for each video.
         objects: Boxes and references in ms-swift's form.
-        boxes: 'source' if '"bbox_2d": [...]' in answers is in pixels of the source picture and has to be rescaled;
-            None leaves answers as they are.
+        boxes: The space of each '"bbox_2d": [...]', "point_2d" and "polygon_2d" in answers, which are rescaled with the
+            picture: 'source' (its pixels), 'thousand' or 'unit'. None leaves answers as they are.
     """
 
     def __init__(self, *, sample_id: str, resolve: Callable[[str], Any], images: list, videos: list, fps: Any = 2.0,
@@ -56,10 +56,10 @@ class ContentBuilder:
                 items.append(self._medium(piece[1:-1]))
             elif self._objects and piece in ('<ref-object>', '<bbox>'):
                 items.append(self._object('ref' if piece == '<ref-object>' else 'bbox'))
-            elif piece and self._boxes and role == 'assistant' and '"bbox_2d"' in piece:
+            elif piece and self._boxes and role == 'assistant' and holds_regions(piece):
                 if not self._media_count:
                     raise self._error('an answer has a box, but no image or video comes before it', 'bad_box')
-                items += [item for item in find_boxes(piece, self._media_count - 1) if item]
+                items += [item for item in find_regions(piece, self._media_count - 1, self._boxes) if item]
             elif piece:
                 items.append(piece)
         return items

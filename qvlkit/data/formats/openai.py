@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from qvlkit.data.formats.boxes import find_boxes
+from qvlkit.data.formats.grounding import find_regions, holds_regions
 from qvlkit.data.transforms.load_media import MediaError
-from qvlkit.structures import Box, Media, Sample, SampleError, Turn
+from qvlkit.structures import Media, Region, Sample, SampleError, Turn
 
 ROLES = ('system', 'user', 'assistant', 'tool')
 
@@ -28,7 +28,7 @@ def read_messages(messages: Any, *, sample_id: str, resolve: Callable[[Any], Any
     """Chat messages -> turns.
 
     Args:
-        messages: Dicts with 'role' and 'content': text, or a list of parts. Box objects may stand among the parts.
+        messages: Dicts with 'role' and 'content': text, or a list of parts. Regions may stand among the parts.
         sample_id: For errors.
         resolve: What a part gives as its medium -> what to load; raises MediaError.
         boxes: As for `ContentBuilder`.
@@ -55,20 +55,21 @@ def read_messages(messages: Any, *, sample_id: str, resolve: Callable[[Any], Any
                               'wrong_type')
         content: list = []
         for position, part in enumerate(parts):
-            item = _read_part(part, f'{where}.content[{position}]', sample_id, resolve)
+            item = read_part(part, f'{where}.content[{position}]', sample_id, resolve)
             media_count += isinstance(item, Media)
-            if boxes and role == 'assistant' and isinstance(item, str) and '"bbox_2d"' in item:
+            if boxes and role == 'assistant' and isinstance(item, str) and holds_regions(item):
                 if not media_count:
                     raise SampleError(sample_id, f'{where}: a box, but no image or video comes before it', 'bad_box')
-                content += [piece for piece in find_boxes(item, media_count - 1) if piece]
+                content += [piece for piece in find_regions(item, media_count - 1, boxes) if piece]
             elif item:
                 content.append(item)
         turns.append(Turn(role, content))
     return turns
 
 
-def _read_part(part: Any, where: str, sample_id: str, resolve: Callable[[Any], Any]) -> str | Media | Box:
-    if isinstance(part, (str, Box)):
+def read_part(part: Any, where: str, sample_id: str, resolve: Callable[[Any], Any]) -> str | Media | Region:
+    """One part -> text, a medium or a region; SampleError, with `where`, if it is none."""
+    if isinstance(part, (str, Region)):
         return part
     if not isinstance(part, dict):
         raise SampleError(sample_id, f'{where}: expected a dict or text, got {type(part).__name__}', 'wrong_type')

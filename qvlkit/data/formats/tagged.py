@@ -24,6 +24,8 @@ class Names:
     videos: str = 'videos'
     system: str = 'system'
     tools: str = 'tools'
+    chosen: str = 'chosen'
+    rejected: str = 'rejected'
 
 
 def read_tagged(record: dict, names: Names, *, sample_id: str, source: str, resolve: Callable[[str], Any],

@@ -4,6 +4,7 @@ Arrow files are mapped, not read; images stay encoded. Nothing is fetched, and n
 """
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ class HuggingFaceStore:
     Args:
         path: The folder of one split: it holds state.json, dataset_info.json and .arrow files.
         media_root: Paths in records start here and must not lead out of it; default: the folder.
+        allow_hosts: Hosts from which URLs in records are fetched; empty: URLs are refused.
 
     Raises:
         ValueError: The folder is missing, holds something else, or its files are broken.
     """
 
-    def __init__(self, path: str | Path, *, media_root: str | Path | None = None):
+    def __init__(self, path: str | Path, *, media_root: str | Path | None = None,
+                 allow_hosts: Sequence[str] = ()):
         self.path = Path(path).expanduser()
         self.name = self.path.resolve().name
-        self._root = MediaRoot(self.path if media_root is None else media_root)
+        self._root = MediaRoot(self.path if media_root is None else media_root, allow_hosts=allow_hosts)
         _check_state(self.path)
         self.close()
         self._count = len(self._opened())

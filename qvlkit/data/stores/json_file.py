@@ -4,6 +4,7 @@ Of JSON lines only the places of the lines are kept; of a list, its records as b
 share the memory, and one broken line is one bad record.
 """
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,18 @@ class JSONStore:
     Args:
         path: A .json or .jsonl file.
         media_root: Media paths start here and must not lead out of it; default: the file's folder.
+        allow_hosts: Hosts from which URLs in records are fetched; empty: URLs are refused.
 
     Raises:
         ValueError: The file is missing, is of another kind, or is not JSON (with line and column).
     """
 
-    def __init__(self, path: str | Path, *, media_root: str | Path | None = None):
+    def __init__(self, path: str | Path, *, media_root: str | Path | None = None,
+                 allow_hosts: Sequence[str] = ()):
         self.path = Path(path).expanduser()
         require_file(self.path, 'path')
         self.name = self.path.stem
-        self._root = MediaRoot(self.path.parent if media_root is None else media_root)
+        self._root = MediaRoot(self.path.parent if media_root is None else media_root, allow_hosts=allow_hosts)
         self._blob: bytes | None = None  # the records of a JSON list; of JSON lines only the offsets are kept
         self._lines: np.ndarray | None = None  # line number of each record of JSON lines, from 1
         if self.path.suffix == '.json':

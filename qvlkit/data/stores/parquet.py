@@ -3,6 +3,7 @@
 A row group is read as a whole and the last one is kept, so rows in order are cheap, while rows at random cost a row
 group each: for training, write small row groups or pack the rows into LMDB.
 """
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class ParquetStore:
         path: A .parquet file, a glob, or a list of files. Images are columns of bytes, of {'bytes', 'path'}, of paths,
             or lists of these.
         media_root: Paths in records start here and must not lead out of it; default: the first file's folder.
+        allow_hosts: Hosts from which URLs in records are fetched; empty: URLs are refused.
         columns: Read these only; all if absent.
         max_group_bytes: A row group that unfolds to more is refused: it would have to be held in memory.
 
@@ -32,11 +34,11 @@ class ParquetStore:
     """
 
     def __init__(self, path: str | Path | list, *, media_root: str | Path | None = None,
-                 columns: list[str] | None = None, max_group_bytes: int = 2 ** 31):
+                 allow_hosts: Sequence[str] = (), columns: list[str] | None = None, max_group_bytes: int = 2 ** 31):
         self.files = expand(path, '.parquet')
         self.name = name_of(self.files)
         self._columns = columns
-        self._root = MediaRoot(self.files[0].parent if media_root is None else media_root)
+        self._root = MediaRoot(self.files[0].parent if media_root is None else media_root, allow_hosts=allow_hosts)
         groups = [(number, group, rows) for number, file in enumerate(self.files)
                   for group, rows in enumerate(_group_rows(file, columns, max_group_bytes))]
         self._groups = np.array(groups, dtype=np.int64).reshape(-1, 3)  # file, row group in it, rows

@@ -7,7 +7,7 @@ Source: the WebDataset format, https://github.com/webdataset/webdataset.
 """
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -42,6 +42,7 @@ class TarStore:
     Args:
         path: A .tar file, a glob, or a list of files.
         media_root: If given, references that are no member may be paths under it.
+        allow_hosts: Hosts from which URLs in records are fetched; empty: URLs are refused.
         max_member_bytes: A shard with a larger member is refused.
 
     A record that names no media itself is given 'image' or 'images', 'video' or 'videos', and, if it lacks one,
@@ -52,10 +53,10 @@ class TarStore:
     """
 
     def __init__(self, path: str | Path | list, *, media_root: str | Path | None = None,
-                 max_member_bytes: int = 2 ** 30):
+                 allow_hosts: Sequence[str] = (), max_member_bytes: int = 2 ** 30):
         self.files = expand(path, '.tar')
         self.name = name_of(self.files)
-        self._root = None if media_root is None else MediaRoot(media_root)
+        self._root = None if media_root is None else MediaRoot(media_root, allow_hosts=allow_hosts)
         self._members: list[list[_Member]] = []  # of each record
         files, rows = [], []
         for number, file in enumerate(self.files):

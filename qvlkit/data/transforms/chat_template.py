@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qvlkit.data.formats.grounding import SpecialToken
 from qvlkit.registry import TRANSFORMS
 from qvlkit.structures import Media, Sample, SampleError, Turn
 
@@ -77,6 +78,13 @@ class _Writer:
         elif text:
             self.segments.append(Segment('text', text, is_target))
 
+    def item(self, item: str, is_target: bool) -> None:
+        """Text, or a control token that content holds as such."""
+        if isinstance(item, SpecialToken):
+            self.control(str(item), is_target)
+        else:
+            self.text(item, is_target)
+
     def vision(self, kind: str, media_index: int) -> None:
         self.control(VISION_START)
         self.segments.append(Segment('vision', PLACEHOLDERS[kind], False, media_index))
@@ -117,7 +125,7 @@ def render(turns: list[Turn], *, add_vision_id: bool = False, generation_prompt:
             writer.text('<tool_response>\n')
         for item in turn.content:
             if not isinstance(item, Media):
-                writer.text(item, is_target)
+                writer.item(item, is_target)
                 continue
             if item.kind not in PLACEHOLDERS:
                 raise ValueError(f"media kind {item.kind!r}: expected 'image' or 'video'")
@@ -147,7 +155,7 @@ def render_document(content: list) -> list[Segment]:
             writer.vision(item.kind, media_index)
             media_index += 1
         else:
-            writer.text(item, True)
+            writer.item(item, True)
     writer.control(END_OF_TEXT, True)
     return writer.segments
 

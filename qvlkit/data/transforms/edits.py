@@ -1,8 +1,8 @@
 """Edits: what is done to the pixels of a picture, planned before a pixel is decoded.
 
 An edit knows three things: the size it leaves, where a point goes, and how to do it to a decoded picture. So sizes,
-boxes and token counts follow from plans alone, and pixels are touched once, at the end. Edits are plain numbers, so they
-travel to another process as JSON.
+boxes and token counts follow from plans alone, and pixels are touched once, at the end. Edits are plain numbers, so
+they travel to another process as JSON.
 
 Sizes are (width, height) in pixels; points are continuous (x, y), the picture spanning 0 to width and 0 to height.
 """

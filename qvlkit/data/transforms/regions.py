@@ -1,7 +1,7 @@
-"""Boxes, points and outlines: from what a dataset gives, through every edit of the picture, to what the model reads.
+"""Boxes, points and outlines: from what a dataset gives, through the edits of a picture, to what a model reads.
 
-Source: Qwen2.5-VL (arXiv 2502.13923) section 2.2.1, absolute coordinates; its fine-tuning code for the conversion (scale
-by new / old size, round, clamp to [0, size - 1]). Clipping of outlines: Sutherland and Hodgman, 1974.
+Source: Qwen2.5-VL (arXiv 2502.13923) section 2.2.1, absolute coordinates; its fine-tuning code for the conversion
+(scale by new / old size, round, clamp to [0, size - 1]). Clipping of outlines: Sutherland and Hodgman, 1974.
 
 Sizes are (width, height) in pixels. Coordinates are continuous until `finish`, the picture spanning 0 to width and 0 to
 height. A picture's EXIF orientation is applied before: source coordinates are those of the upright picture.

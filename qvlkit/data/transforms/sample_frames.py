@@ -15,6 +15,46 @@ import torch
 
 from qvlkit.data.transforms.load_media import MediaError
 from qvlkit.data.video_readers.base import STEADY, VideoInfo
+from qvlkit.registry import TRANSFORMS
+from qvlkit.structures import Media, Sample, SampleError
+
+
+@TRANSFORMS.register_module()
+class SampleFrames:
+    """Fill `frames` and `seconds_per_grid` of each video: which frames are taken, and the time between frame groups.
+
+    The rate is the sample's limit 'fps'; of a list of rates each sample draws one, so that a model meets all of them.
+
+    Args:
+        temporal_patch_size: Frames in a group; injected.
+    """
+
+    def __init__(self, *, temporal_patch_size: int = 2):
+        self.temporal_patch_size = temporal_patch_size
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Sample -> Sample; SampleError where the part of a video that is asked for is not there."""
+        for medium in sample.media():
+            if medium.kind != 'video':
+                continue
+            try:
+                medium.frames, seconds = self._frames(medium, sample.limits, rng)
+            except MediaError as error:
+                raise SampleError(sample.id, error.reason, error.kind) from error
+            except ValueError as error:
+                raise SampleError(sample.id, str(error), 'bad_time_range') from error
+            medium.seconds_per_grid = self.temporal_patch_size * seconds
+        return sample
+
+    def _frames(self, medium: Media, limits: dict, rng: np.random.Generator) -> tuple[tuple[int, ...], float]:
+        if medium.video is not None:
+            fps = limits['fps']
+            return choose_frames(medium.video, fps=draw_rate(fps, rng) if isinstance(fps, list | tuple) else fps,
+                                 min_frames=limits['min_frames'], max_frames=limits['max_frames'],
+                                 frame_factor=self.temporal_patch_size, start=medium.start, end=medium.end)
+        count = len(medium.source)
+        taken = min(count, limits['max_frames'])  # frames that were chosen by whoever made the list
+        return tuple(np.linspace(0, count - 1, taken).round().astype(int).tolist()), count / taken / float(medium.fps)
 
 
 def choose_frames(info: VideoInfo, *, fps: float, min_frames: int = 4, max_frames: int = 768, frame_factor: int = 2,

@@ -4,12 +4,10 @@ Source: Qwen2.5-VL (arXiv 2502.13923) section 2.2.1: absolute pixels of the pict
 """
 import numpy as np
 
-from qvlkit.data.formats.boxes import boxes_to_text
+from qvlkit.data.formats.grounding import check_style, regions_to_text
 from qvlkit.data.transforms.regions import finish
-from qvlkit.registry import TRANSFORMS, near_names
+from qvlkit.registry import TRANSFORMS
 from qvlkit.structures import Region, Sample, SampleError
-
-STYLES = ('json',)
 
 
 @TRANSFORMS.register_module()
@@ -22,9 +20,7 @@ class WriteRegions:
     random = False
 
     def __init__(self, style: str = 'json'):
-        if style not in STYLES:
-            raise ValueError(f'style: no way to write boxes is called {style!r}{near_names(style, list(STYLES))}; '
-                             f'expected one of {", ".join(STYLES)}')
+        check_style(style)
         self.style = style
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
@@ -32,8 +28,9 @@ class WriteRegions:
         sizes = [medium.size for medium in sample.media()]
         try:
             for turn in sample.turns:
-                turn.content = boxes_to_text([finish(item, sizes[item.media_index]) if isinstance(item, Region) else item
-                                              for item in turn.content])
+                finished = [finish(item, sizes[item.media_index]) if isinstance(item, Region) else item
+                            for item in turn.content]
+                turn.content = regions_to_text(finished, sizes, self.style)
         except ValueError as error:
             raise SampleError(sample.id, str(error), 'bad_box') from error
         return sample

@@ -36,6 +36,11 @@ class VideoInfo:
     timestamps: np.ndarray
     seconds: float
 
+    @classmethod
+    def uniform(cls, width: int, height: int, frames: int, seconds: float) -> 'VideoInfo':
+        """Of a stream whose frames are evenly spaced."""
+        return cls(width, height, np.arange(frames) * (seconds / frames), seconds)
+
     @property
     def num_frames(self) -> int:
         """Frames that can be decoded, as far as the container tells."""

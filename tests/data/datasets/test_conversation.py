@@ -81,8 +81,10 @@ def test_whole_files_that_do_not_open(folder, text, reason):
 
 
 @pytest.mark.parametrize('given, reason', [
-    ({'path': 'none.json'}, "annotation file 'none.json' does not exist"), ({'format': 'lava'}, "did you mean 'llava'"),
-    ({'boxes': 'relative'}, "boxes: expected None or 'source', got 'relative'"), ({'limit': 0}, 'limit: expected'),
+    ({'path': 'none.json'}, "annotation file 'none.json' does not exist"),
+    ({'format': 'lava'}, "did you mean 'llava'"),
+    ({'boxes': 'relative'}, "boxes: expected None, 'source', 'thousand' or 'unit', got 'relative'"),
+    ({'limit': 0}, 'limit: expected'),
     ({'dataset': 'a'}, 'names an entry of a dataset_info.json')])
 def test_arguments_are_checked(folder, given, reason):
     with pytest.raises(ValueError, match=reason):
