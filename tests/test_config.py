@@ -1,4 +1,5 @@
 """Configs: what is read, what is refused, how overrides and changed types behave, what is saved."""
+import inspect
 import json
 import logging
 from pathlib import Path
@@ -361,7 +362,12 @@ def test_the_listed_keys_are_those_that_the_constructors_take():
     from qvlkit.data.loader import PackedLoader
     from qvlkit.data.processor import Processor
     handed = {'tokenizer', 'geometry', 'num_tokens', 'position_ids', 'plan'}
-    assert set(constructor_keys(Processor)) - handed == set(keys.PROCESSOR)
+    from qvlkit.data.datasets.mixture import PART_KEYS
+    from qvlkit.data.processor import LIMITS
+    own = set(inspect.signature(Processor).parameters) - handed - {'seed', 'limits'}
+    assert own | set(LIMITS) == set(keys.PROCESSOR) and set(LIMITS) == set(keys.LIMITS)
+    assert keys.MIXTURE_PART == PART_KEYS
     assert set(keys.LOADER) - set(constructor_keys(PackedLoader)) == set()
-    from_elsewhere = {'dataset', 'encode', 'collate', 'accumulation', 'seed', 'quarantine', 'pin_memory'}
+    from_elsewhere = {'dataset', 'processor', 'collate', 'cost', 'accumulation', 'seed', 'quarantine', 'pin_memory',
+                      'rank', 'world_size'}
     assert set(constructor_keys(PackedLoader)) - set(keys.LOADER) == from_elsewhere

@@ -66,7 +66,7 @@ def tiny_text(tmp_path):
     config = load_config('qwen25vl_tiny').to_dict()
     stage = config['stages']['sft']
     stage['data'] = dict(type='ConversationDataset', path=str(tmp_path / 'chat.json'))
-    stage['loader'] = dict(row_length=256, chunk_size=16)
+    stage['loader'] = dict(row_length=256, window=16)
     config['work_dir'] = str(tmp_path / 'work')
     path = tmp_path / 'config.json'
     path.write_text(json.dumps(config))

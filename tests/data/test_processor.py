@@ -62,7 +62,7 @@ def test_one_sample_in_full():
     assert encoded.patches[0].shape == (24, 588) and encoded.patches[0].dtype == np.uint8
     assert (encoded.source, encoded.extra, encoded.length) == ('src', {'k': 1}, encoded.position_ids.shape[1])
     assert encoded.token_ids.dtype == torch.int64 and encoded.is_target.dtype == torch.bool
-    assert sample.turns[0].content[0].pixels is None  # the sample is not changed
+    assert sample.turns[0].content[0].size is None  # the sample is not changed
 
 
 def test_layout_of_several_media_covers_their_rows():
@@ -168,8 +168,7 @@ def test_geometry_decides_every_count():
     (Media('image', 'gone.png'), "'gone.png' does not exist", 'missing_media'),
     (Media('image', b'<html>'), 'looks like HTML', 'bad_image'),
     (Media('image', image(1, 300)), 'aspect ratio 300', 'bad_size'),
-    (Media('video', 'clip.mp4'), "'clip.mp4': is a file: for now a video is given as a list of its frames",
-     'unsupported_video'),
+    (Media('video', 'clip.mp4'), "'clip.mp4' does not exist", 'missing_media'),
     (Media('video', []), 'a video without frames', 'empty_video'), (Media('video', 7), 'got int', 'wrong_type'),
     (Media('video', [image(56, 56), image(56, 57)]), 'frame 1 of a video has 56 x 57 pixels', 'frame_size'),
     (Box((0, 0, 1, 1)), 'the sample has 0 images', 'bad_box')])
@@ -187,7 +186,7 @@ def test_a_merger_and_a_position_encoding_that_disagree_are_refused():
 
 
 def test_limits_are_checked():
-    with pytest.raises(ValueError, match='0 < min <= max pixels, got 10 and 5'):
+    with pytest.raises(ValueError, match='0 < min_pixels <= max_pixels, got 10 and 5'):
         make(min_pixels=10, max_pixels=5)
 
 

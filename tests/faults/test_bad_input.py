@@ -24,7 +24,7 @@ SMALLER = [
     'model.language_model.width=64', 'model.language_model.depth=2', 'model.language_model.num_heads=2',
     'model.language_model.num_kv_heads=1', 'model.language_model.feed_forward_width=96',
     'model.position_encoding.sections=[4,6,6]', 'tokenizer.vocab_size=290', 'stages.sft.loader.row_length=320',
-    'stages.sft.loader.chunk_size=4', 'stages.sft.loader.num_workers=0', 'stages.sft.max_steps=2',
+    'stages.sft.loader.window=4', 'stages.sft.loader.num_workers=0', 'stages.sft.max_steps=2',
     'stages.sft.accumulation=1', 'stages.sft.hooks.evaluation=null', 'stages.sft.hooks.console=null',
     'stages.sft.data.type=ConversationDataset', 'stages.sft.data.path=data.json', 'threads=1']
 
@@ -142,8 +142,9 @@ def test_a_broken_json_list_is_refused_with_its_place(run, folder, tmp_path, cap
 
 def test_too_many_bad_samples_end_the_run(run):
     bad = BAD_SAMPLES['missing image'][0]
-    code, err = run([GOOD, bad, bad, bad], '--set', 'stages.sft.loader.on_error=skip', 'stages.sft.loader.max_errors=2')
-    assert code == 2 and 'loader.max_errors' in error_line(err) and 'gone.png' in error_line(err)
+    code, err = run([GOOD, bad, bad, bad], '--set', 'stages.sft.loader.on_error=skip',
+                    'stages.sft.loader.max_bad_in_a_row=3')
+    assert code == 2 and 'loader.max_bad_in_a_row' in error_line(err) and 'gone.png' in error_line(err)
     code, err = run([bad, bad], '--set', 'stages.sft.loader.on_error=skip')
     assert code == 2 and 'no usable sample' in error_line(err) and 'missing_media' in error_line(err)
 

@@ -47,7 +47,7 @@ def test_frozen_parts_need_less(config, tmp_path):
 
 def test_paths_inside_a_mixture_are_found_by_their_key(config):
     part = dict(dataset=dict(type='ConversationDataset', path='gone.jsonl', media_root='gone'), weight=1.0)
-    config['stages']['sft']['data'] = dict(type='MixedDataset', size=10, parts=dict(chat=part))
+    config['stages']['sft']['data'] = dict(type='Mixture', parts=dict(chat=part))
     assert [str(path) for path in absent_paths(config, ['sft'])] == [
         "tokenizer.path: no such folder 'nowhere'",
         "stages.sft.data.parts.chat.dataset.path: no such file 'gone.jsonl'",

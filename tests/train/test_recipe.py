@@ -35,7 +35,7 @@ def test_a_swap_is_one_override(build, override):
     shrink, part = SWAPS[override]
     assert part in [type(module).__name__ for module in swapped.model.children()]
     for index in range(4):
-        before, after = (trainer.loader.chunks.encode(trainer.loader.chunks.dataset[index])
+        before, after = (trainer.processor.encode(trainer.loader.dataset[index])
                          for trainer in (plain, swapped))
         assert len(before.visual_rows) == shrink * len(after.visual_rows) == 16
         assert before.length - len(before.visual_rows) == after.length - len(after.visual_rows)
@@ -73,8 +73,7 @@ def test_boxes_and_pictures_follow_the_merge_size(build):
     for merge_size in (2, 4):
         trainer = build(f'model.merger.merge_size={merge_size}', 'stages.sft.data.picture_sizes=[[84,112]]',
                         'stages.sft.data.tasks=[locate]')
-        chunks = trainer.loader.chunks
-        samples = [chunks.encode(chunks.dataset[index]) for index in range(3)]
+        samples = [trainer.processor.encode(trainer.loader.dataset[index]) for index in range(3)]
         assert {sample.grids[0] for sample in samples} == {(1, 8, 6 if merge_size == 2 else 8)}
         texts[merge_size] = [trainer.processor.tokenizer.decode(sample.token_ids) for sample in samples]
     assert texts[2] != texts[4]
@@ -149,7 +148,7 @@ def test_a_mixture_of_conversations_is_ready(small, tmp_path):
     config = small('stages.sft.max_steps=2')
     parts = {name: dict(dataset=dict(type='ConversationDataset', path=str(tmp_path / f'{name}.json')), weight=1.0)
              for name in ('one', 'two')}
-    config['stages']['sft']['data'] = dict(type='MixedDataset', parts=parts, size=60)
+    config['stages']['sft']['data'] = dict(type='Mixture', parts=parts)
     run_recipe(config, work_dir=tmp_path / 'run')
     assert (tmp_path / 'run' / 'sft' / 'step_2').is_dir()
     (tmp_path / 'two.json').unlink()
@@ -188,12 +187,12 @@ def test_the_checkpoint_of_a_run_answers_by_itself(small_file, tmp_path):
     question = [{'role': 'user', 'content': [{'type': 'image', 'image': Image.new('RGB', (90, 60), 'red')},
                                              {'type': 'text', 'text': 'What is it?'}]}]
     assert isinstance(generate(model, processor, question, max_new_tokens=4), str)
-    assert processor.max_pixels == 140 * 140
+    assert processor.limits['max_pixels'] == 140 * 140
 
 
 def test_a_tokenizer_learns_from_the_samples_that_can_be_used(build):
     trainer = build()
-    dataset = trainer.loader.chunks.dataset
+    dataset = trainer.loader.dataset
 
     class Broken:
         def __len__(self):

@@ -43,7 +43,7 @@ def run(work_dir, paths, *overrides):
 @needs_data
 def test_the_config_trains_on_the_conversations(tmp_path):
     losses = run(tmp_path, {name: SHARED / path for name, path in FILES.items()}, 'stages.sft.max_steps=2',
-                 'stages.sft.data.size=18', 'model.vision_encoder.depth=2', 'model.language_model.depth=1',
+                 'model.vision_encoder.depth=2', 'model.language_model.depth=1',
                  'model.vision_encoder.full_attention_blocks=[1]')
     assert len(losses) == 2 and 2 < losses[0] < 20
 

@@ -41,8 +41,7 @@ class Recorder(Hook):
 
 
 def encoded(trainer, count):
-    chunks = trainer.loader.chunks
-    return [chunks.encode(chunks.dataset[index]) for index in range(count)]
+    return [trainer.processor.encode(trainer.loader.dataset[index]) for index in range(count)]
 
 
 def join(trainer, samples):
@@ -163,11 +162,10 @@ def straight(small, tmp_path):
 
 @pytest.mark.parametrize('stop', [4, 6])
 def test_a_stop_and_a_resume_are_bit_equal_to_no_stop(small, tmp_path, straight, losses, stop):
-    """Stopped at the checkpoint of step 4, and two steps behind it; both lie inside a chunk of samples."""
-    broken = interrupt(small(), tmp_path / 'resumed', stop)
+    """Stopped at the checkpoint of step 4, and two steps behind it; both lie inside a window of samples."""
+    interrupt(small(), tmp_path / 'resumed', stop)
     state = json.loads((tmp_path / 'resumed' / 'sft' / 'step_4' / 'state.json').read_text())['trainer']['loader']
-    rows, _ = broken.loader.chunks[state['epoch'], state['chunk']]
-    assert 0 < state['row'] < len(rows)
+    assert 0 < state['step'] and state['key']
     run_recipe(small(), work_dir=tmp_path / 'resumed', resume=True)
     assert len(losses(straight / 'sft')) == 8
     assert losses(tmp_path / 'resumed' / 'sft') == losses(straight / 'sft')
@@ -178,8 +176,9 @@ def test_a_stop_and_a_resume_are_bit_equal_to_no_stop(small, tmp_path, straight,
 def test_without_the_loaders_state_a_resume_differs(small, tmp_path, straight, losses):
     interrupt(small(), tmp_path / 'resumed', 4)
     trainer = build_stage(small(), 'sft', tmp_path / 'resumed' / 'sft')
+    fresh = trainer.loader.state_dict()
     trainer.resume()
-    trainer.loader.epoch, trainer.loader.chunk, trainer.loader.row = 0, 0, 0
+    trainer.loader.load_state_dict(fresh)
     trainer.fit()
     assert losses(tmp_path / 'resumed' / 'sft')[:4] == losses(straight / 'sft')[:4]
     assert losses(tmp_path / 'resumed' / 'sft')[4] != losses(straight / 'sft')[4]

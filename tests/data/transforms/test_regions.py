@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from qvlkit.data.transforms.boxes import scale_box
 from qvlkit.data.transforms.edits import Crop, Flip, Resize, apply_edits
 from qvlkit.data.transforms.regions import clip, finish, move, to_pixels, to_resized
 from qvlkit.structures import Box, Point, Polygon, Region
@@ -16,6 +15,12 @@ SIZES = ((640, 428), (644, 420))
 sides = st.integers(1, 4000)
 pairs = st.tuples(sides, sides)
 numbers = st.one_of(st.integers(-50, 5000), st.integers(-500, 50_000).map(lambda value: value / 10))
+
+
+def scale_box(coordinates, source_size, resized_size):
+    """The released conversion: scale by new / old size, round, clamp to [0, size - 1]."""
+    return tuple(min(max(round(value * resized_size[i % 2] / source_size[i % 2]), 0), resized_size[i % 2] - 1)
+                 for i, value in enumerate(coordinates))
 
 
 def test_the_released_conversion():
