@@ -47,7 +47,7 @@ def sample_costs(model: torch.nn.Module, lengths: SampleLengths) -> np.ndarray:
     return 3 * forward
 
 
-def planned(tokens: np.ndarray, costs: np.ndarray, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def planned(tokens: np.ndarray, costs: np.ndarray, source: np.ndarray, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(samples, their place in the step) of each optimizer step; a place is micro-step * RANKS + rank."""
     carry, age, drawn, window = np.zeros(0, np.int64), np.zeros(0, np.int64), 0, 0
     while True:
@@ -57,7 +57,8 @@ def planned(tokens: np.ndarray, costs: np.ndarray, seed: int = 0) -> Iterator[tu
         steps = int(tokens[samples].sum()) // (ROW * STEP)
         if steps == 0:
             return
-        row_of = plan_rows(tokens[samples], costs[samples], row_length=ROW, num_rows=steps * STEP, age=age)
+        row_of = plan_rows(tokens[samples], costs[samples], row_length=ROW, num_rows=steps * STEP, age=age,
+                           source=source[samples])
         used = row_of >= 0
         dealt = deal_rows(np.bincount(row_of[used], costs[samples[used]], steps * STEP), steps=steps,
                           accumulation=ACCUMULATION, ranks=RANKS, rng=seeded(seed, 'deal', window))
@@ -133,7 +134,7 @@ def main() -> None:
         start = time.perf_counter()
         costs = sample_costs(model, lengths)
         print(name, 'costs', time.perf_counter() - start)
-        sides = dict(planned=planned(lengths.tokens, costs))
+        sides = dict(planned=planned(lengths.tokens, costs, lengths.source))
         if not arguments.no_save:
             sides['first fit'] = in_draw_order(lengths.tokens, 0)
             sides['next fit'] = in_draw_order(lengths.tokens, 1)
