@@ -17,6 +17,7 @@ FIRST = 0.99  # of the rows' tokens: samples placed in draw order; they all fit,
 BATCHES = 16  # samples are spread R / BATCHES at a time
 CYCLES = 2  # of evening out, exchanging and filling
 SWAPS = 100  # rounds of swaps in a cycle
+PATIENCE = 10  # rounds without a swap after which a cycle ends
 MEMBERS = 8  # samples of a row that a round of swaps looks at
 EXCHANGES = 12  # rounds of exchanges in a cycle
 NEAR = 8  # samples outside that an exchange looks at
@@ -133,8 +134,9 @@ class _Rows:
     """Rows being filled: the row of each sample (-1: outside), the free tokens and the cost of each row."""
 
     def __init__(self, tokens: np.ndarray, costs: np.ndarray, row_length: int, num_rows: int):
-        self.tokens, self.costs, self.row_length = tokens, costs, row_length
-        self.rate = costs.sum() / max(1, tokens.sum())  # mean cost of a token
+        self.tokens, self.row_length = tokens, row_length
+        self.costs = costs / (costs.max(initial=0.0) or 1.0)
+        self.rate = self.costs.sum() / max(1, tokens.sum()) or 1.0  # mean cost of a token
         self.row_of = np.full(len(tokens), -1, np.int32)
         self.free = np.full(num_rows, row_length, np.int64)
         self.cost = np.zeros(num_rows)
@@ -196,17 +198,19 @@ class _Rows:
         """Swap samples between costly and cheap rows, one for one, as long as their costs come together."""
         half = len(self.free) // 2
         inside, first, count = self._members()
+        idle = 0
         for turn in range(SWAPS):
             order = np.argsort(self.cost, kind='stable')
             low, high = np.roll(order[:half], int(turn * GOLDEN * half)), order[::-1][:half]
             apart = self.cost[high] - self.cost[low] > EVEN * self.cost.mean()
             apart &= np.minimum(count[low], count[high]) > 0
             low, high = low[apart], high[apart]
-            if not len(low):
+            if not len(low) or idle == PATIENCE:
                 return
             members = turn * MEMBERS + np.arange(MEMBERS)
             at_high, at_low = (first[rows, None] + members % count[rows, None] for rows in (high, low))
             pair, i, j = self._best_swaps(inside[at_high], inside[at_low], high, low)
+            idle = 0 if len(pair) else idle + 1
             low, high, at_high, at_low = low[pair], high[pair], at_high[pair, i], at_low[pair, j]
             up, down = inside[at_high], inside[at_low]
             inside[at_high], inside[at_low] = down, up
@@ -266,7 +270,7 @@ class _Rows:
 
     def _off(self, cost: np.ndarray, free: np.ndarray, target: float) -> np.ndarray:
         """How far rows are from what they should be: their cost, and free tokens beyond the slack, as shares."""
-        return np.abs(cost - target) / max(target, 1e-300) + np.maximum(0, free / self.row_length - SLACK)
+        return np.abs(cost - target) / (self.rate * self.row_length) + np.maximum(0, free / self.row_length - SLACK)
 
     def shed(self, stays: np.ndarray) -> None:
         """Take a sample out of rows that still stand out by their cost, the costliest first, while few tokens go.
