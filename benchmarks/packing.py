@@ -12,11 +12,11 @@ part of the time.
 hand rows to ranks as they come. A micro-step is as slow as its costliest rank: the loss is 1 - mean / max of the ranks'
 costs, averaged over micro-steps. The step that the stream's end would leave unfilled is not counted.
 
-Goals: planning in 60 s for a model on two cores; 99.5 % of the rows' tokens used; the costs of the ranks of a
-micro-step spread by 0.5 % (standard deviation / mean; median over micro-steps), max / mean at most 1.05 (99th
-percentile); the samples of each source in each optimizer step within three standard deviations of the mixture. The
-spread is a median because one micro-step of each step gets the rows of one long text, which nothing can make dearer: on
-the 3B model a text of 6,144 tokens costs a quarter less than a mean row.
+Goals: planning in 60 s for a model, in processor time of one thread, which are the seconds on a core that nobody else
+uses; 99.5 % of the rows' tokens used; the costs of the ranks of a micro-step spread by 0.5 % (standard deviation over
+mean; median over micro-steps), max / mean at most 1.05 (99th percentile); the samples of each source in each optimizer
+step within three standard deviations of the mixture. The spread is a median because one micro-step of each step gets
+the rows of one long text, which nothing can make dearer: `cv_p99` shows it.
 """
 import argparse
 import time
@@ -36,8 +36,9 @@ from qvlkit.utils.seeded import seeded
 RANKS, WINDOW = 1024, 65536
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 Steps = Iterator[tuple[np.ndarray, np.ndarray]]
-COLUMNS = dict(seconds='seconds', utilisation='tokens used', cv='cost spread', max_over_mean='max / mean p99',
-               straggler_loss='straggler loss', sigma='mixture, sigmas')
+COLUMNS = dict(seconds='seconds', cpu_seconds='CPU seconds', utilisation='tokens used', cv='cost spread',
+               max_over_mean='max / mean p99', straggler_loss='straggler loss', sigma='mixture, sigmas')
+SHARES = ('utilisation', 'cv', 'straggler_loss')
 
 
 def sample_costs(model: torch.nn.Module, lengths: SampleLengths) -> np.ndarray:
@@ -122,24 +123,23 @@ def measure(steps: list, lengths: SampleLengths, costs: np.ndarray, accumulation
 def run(name: str, lengths: SampleLengths, accumulation: int) -> dict[str, dict]:
     """Every side on one model; prints a table and the goals."""
     model = build_model(load_config(CONFIGS / f'qwen25vl_{name}.py')['model'], device='meta')
-    start = time.perf_counter()
+    clock = np.array([time.perf_counter(), time.process_time()])
     costs = sample_costs(model, lengths)
-    found = time.perf_counter() - start
+    found = [time.perf_counter(), time.process_time()] - clock
     sides = {'planned': planned(lengths, costs, accumulation),
              'first fit': in_draw_order(lengths.tokens, accumulation, next_fit=False),
              'next fit': in_draw_order(lengths.tokens, accumulation, next_fit=True)}
     results = {}
     print(f'{name:10}' + ''.join(f'{title:>16}' for title in COLUMNS.values()))
     for side, steps in sides.items():
-        start = time.perf_counter()
+        clock = np.array([time.perf_counter(), time.process_time()])
         steps = list(steps)
-        seconds = time.perf_counter() - start
-        results[side] = row = dict(seconds=round(seconds + found, 1), **measure(steps, lengths, costs, accumulation))
-        print(f'{side:10}' + ''.join(f'{row[key]:16.2f}' if key in ('seconds', 'sigma') else
-                                     f'{row[key]:16.3f}' if key == 'max_over_mean' else f'{row[key]:16.2%}'
-                                     for key in COLUMNS))
+        seconds, cpu = [time.perf_counter(), time.process_time()] - clock + found
+        results[side] = row = dict(seconds=round(seconds, 1), cpu_seconds=round(cpu, 1),
+                                   **measure(steps, lengths, costs, accumulation))
+        print(f'{side:10}' + ''.join(f'{row[key]:16.2%}' if key in SHARES else f'{row[key]:16.3f}' for key in COLUMNS))
     ours = results['planned']
-    goals = {'planning <= 60 s': ours['seconds'] <= 60, 'tokens used >= 99.5 %': ours['utilisation'] >= 0.995,
+    goals = {'planning <= 60 s': ours['cpu_seconds'] <= 60, 'tokens used >= 99.5 %': ours['utilisation'] >= 0.995,
              'cost spread <= 0.5 %': ours['cv'] <= 0.005, 'max / mean <= 1.05': ours['max_over_mean'] <= 1.05,
              'mixture within 3 sigmas': ours['sigma'] <= 3}
     print('; '.join(f'{goal}: {"met" if met else "MISSED"}' for goal, met in goals.items()))

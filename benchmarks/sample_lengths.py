@@ -5,7 +5,9 @@ groups; each kind draws from a few hundred grids, as real data after resizing do
 `VISUAL` tokens, as a pixel budget per sample does, and the whole of it to 8,192. The kinds come as a mixture sampler
 deals them: every block of 256 draws holds its share of each kind, to within one.
 
-Nothing here is measured on real data: the shapes are plausible, the seed is fixed.
+Nothing here is measured on real data: the shapes are plausible, the seed is fixed. The caps matter: a sample that alone
+costs more than a mean row, such as a text of 8,192 tokens on a 72B model or one with many more visual tokens than the
+mean row, fits into no row of mean cost, and its micro-step waits for it.
 """
 from dataclasses import dataclass
 
