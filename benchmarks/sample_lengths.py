@@ -5,7 +5,9 @@ groups; each kind draws from a few hundred grids, as real data after resizing do
 `VISUAL` tokens, as a pixel budget per sample does, and the whole of it to 8,192. The kinds come as a mixture sampler
 deals them: every block of 256 draws holds its share of each kind, to within one.
 
-Nothing here is measured on real data: the shapes are plausible, the seed is fixed.
+Nothing here is measured on real data: the shapes are plausible, the seed is fixed. The caps matter: a sample that alone
+costs more than a mean row, such as a text of 8,192 tokens on a 72B model or one with many more visual tokens than the
+mean row, fits into no row of mean cost, and its micro-step waits for it.
 """
 from dataclasses import dataclass
 
@@ -18,7 +20,8 @@ MERGE = 2  # side of a merge cell in patches
 SIDES = (4, 64)  # of a picture, in merge cells
 PICTURES = 6  # of one sample, at most
 ROW, VISUAL = 8192, 4608  # tokens of a sample at most, and of what it shows
-TEXT = {'text': (550, 0.8), 'image': (200, 0.8), 'multi_image': (300, 0.8), 'video': (250, 0.8)}  # median, sigma
+# Text tokens: median, sigma, most
+TEXT = {'text': (500, 0.8, 6144), 'image': (180, 0.8, 2048), 'multi_image': (300, 0.8, 2048), 'video': (250, 0.8, 2048)}
 MARKS = 2  # tokens around each picture or video
 
 
@@ -69,8 +72,8 @@ def draw_sources(rng: np.random.Generator, count: int) -> np.ndarray:
 def sample_lengths(count: int = 1_000_000, seed: int = 0) -> SampleLengths:
     """The stream; the same for the same arguments."""
     rng = np.random.default_rng(seed)
-    tables = [make_grids(rng, 400, median=420, sigma=0.9), make_grids(rng, 400, median=280, sigma=0.7),
-              make_grids(rng, 400, median=150, sigma=0.5, frames=(4, 32))]
+    tables = [make_grids(rng, 400, median=480, sigma=0.9), make_grids(rng, 400, median=320, sigma=0.7),
+              make_grids(rng, 400, median=160, sigma=0.5, frames=(4, 32))]
     cells = np.concatenate(tables)
     tokens_of = np.append(cells.prod(axis=1), 0)  # the last for 'no picture'
     source = draw_sources(rng, count)
@@ -84,9 +87,9 @@ def sample_lengths(count: int = 1_000_000, seed: int = 0) -> SampleLengths:
         keep &= np.cumsum(tokens_of[drawn], axis=1) <= VISUAL
         pictures[rows] = np.where(keep, drawn, -1)
     visual = tokens_of[pictures].sum(axis=1)
-    median, sigma = np.array([TEXT[name] for name in SOURCES])[source].T
+    median, sigma, most = np.array([TEXT[name] for name in SOURCES])[source].T
     room = ROW - visual - MARKS * (pictures >= 0).sum(axis=1)
-    text = np.clip(np.rint(rng.lognormal(np.log(median), sigma)), 8, room).astype(int)
+    text = np.clip(np.rint(rng.lognormal(np.log(median), sigma)), 8, np.minimum(most, room)).astype(int)
     targets = np.maximum(1, np.rint(text * rng.beta(2, 3, count))).astype(int)
     grids = [(int(t), int(h) * MERGE, int(w) * MERGE) for t, h, w in cells]
     return SampleLengths(source, ROW - room + text, visual, targets, pictures, grids)

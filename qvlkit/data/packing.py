@@ -1,27 +1,30 @@
 """Packing: samples laid whole into rows that are full and equally costly, and rows dealt to steps and ranks.
 
 All ranks wait for the costliest row of a micro-step, and a picture costs the vision encoder what text does not: rows of
-the same length are not rows of the same cost. So both are planned, tokens and cost, over a window of samples at once:
-`plan_rows` makes the rows, `deal_rows` gives each optimizer step its share of them and puts rows of equal cost side by
-side.
+one length are not rows of one cost. So tokens and cost are planned together, over a window of many samples: `plan_rows`
+makes the rows, `deal_rows` gives each optimizer step its share of them and puts rows of equal cost side by side.
 
-Shapes: S samples, R rows, M members of a row that a round of swaps looks at.
+A row of one long text stays cheap, and one of a large video costly, whatever is done: what evens those out is
+accumulation, for `deal_rows` puts them into one micro-step.
+
+Shapes: S samples, R rows.
 """
 from collections.abc import Sequence
 
 import numpy as np
 
-BATCHES = 16  # samples are laid out R / BATCHES at a time
-SWAP_ROUNDS = 100
-CYCLES = 2
-FIRST = 0.99
-NEAR = 8
-EXCHANGES = 12
-SLACK = 1 / 300
-SHED = 0.002
-TOLERANCE = 1e-3
-GOLDEN = 0.618
-MEMBERS = 8  # M
+FIRST = 0.99  # of the rows' tokens: samples placed in draw order; they all fit, and leave gaps to exchange into
+BATCHES = 16  # samples are spread R / BATCHES at a time
+CYCLES = 2  # of evening out, exchanging and filling
+SWAPS = 100  # rounds of swaps in a cycle
+PATIENCE = 10  # rounds without a swap after which a cycle ends
+MEMBERS = 8  # samples of a row that a round of swaps looks at
+EXCHANGES = 12  # rounds of exchanges in a cycle
+NEAR = 8  # samples outside that an exchange looks at
+SLACK = 1 / 200  # of a row: tokens that may stay free, and what its cost may be off before it exchanges samples
+EVEN = 1e-3  # rows whose costs differ by less, relative to the mean, do not swap
+SHED = 0.002  # of all tokens: what costly rows may give up in the end
+GOLDEN = 0.618  # of the rows: a shift that brings other rows together in each round
 
 
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
@@ -45,44 +48,46 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def plan_rows(tokens: np.ndarray, costs: np.ndarray, *, row_length: int, num_rows: int,
-              age: np.ndarray | None = None) -> np.ndarray:
-    """Lay samples whole into exactly `num_rows` rows that are full and cost the same.
+              age: np.ndarray | None = None, source: np.ndarray | None = None) -> np.ndarray:
+    """Lay samples whole into `num_rows` rows that are full and cost the same.
 
-    The oldest samples, then the first drawn, are taken until they would fill the rows: what is left over is mostly the
-    end of the draw, not a kind of sample. Large samples go into the emptiest rows, costly ones to cheap rows; swaps
-    between costly and cheap rows even out the rest; the smallest samples and then the best-fitting left-overs close the
-    gaps. There is no chance in it.
+    The oldest samples, then the first drawn, are taken until they nearly fill the rows: what is left over is the end of
+    the draw, not a kind of sample. Large ones go into the emptiest rows, costly ones to cheap rows. Then costly and
+    cheap rows swap samples, rows exchange samples with the left-overs to close their gaps, and small left-overs fill
+    what is still free. No chance is in it: the same samples give the same rows.
 
     Args:
         tokens: (S,) of each sample, in draw order; at least 1, at most `row_length`.
         costs: (S,) of each sample, in any unit that adds up.
         row_length: Tokens of a row, at most.
-        num_rows: About sum(tokens) // row_length.
-        age: (S,) how often each sample was left over before. Carry a sample on with its age + 1 and in its old order:
-            of the oldest at least one is placed in each call, so nothing waits for ever.
+        num_rows: Up to sum(tokens) // row_length, so that no row stays empty.
+        age: (S,) how often each sample was left over before. Left-overs come first in the next call, in their order,
+            with age + 1. From age 2 on the oldest are placed before all others, so nothing waits for ever.
+        source: (S,) a number for where each sample is from. Exchanges stay within a source, and so keep the mixture.
 
     Returns:
         (S,) int32: the row of each sample, -1 for what is left over.
     """
     tokens, costs = np.asarray(tokens, np.int64), np.asarray(costs, np.float64)
-    age = np.zeros(len(tokens), np.int64) if age is None else np.asarray(age, np.int64)
-    _check(tokens, costs, age, row_length, num_rows)
+    age, source = (np.zeros(len(tokens), np.int64) if array is None else np.asarray(array, np.int64)
+                   for array in (age, source))
+    _check(tokens, costs, age, source, row_length, num_rows)
     rows = _Rows(tokens, costs, row_length, num_rows)
     if num_rows == 0 or len(tokens) == 0:
         return rows.row_of
     queue = np.argsort(-age, kind='stable')
     due = np.searchsorted(np.cumsum(tokens[queue]), FIRST * num_rows * row_length, 'right')
-    chosen = queue[:max(due, 1)]
-    overdue = age[chosen] > 1
-    for level in np.unique(age[chosen[overdue]])[::-1]:
-        rows.spread(chosen[age[chosen] == level])
-    rows.spread(chosen[~overdue])
+    chosen = queue[:max(1, due)]
+    waiting = age[chosen].clip(min=1)
+    for level in np.unique(waiting)[::-1]:
+        rows.spread(chosen[waiting == level])
+    stays = age > 1
     for _ in range(CYCLES):
-        rows.even_out(costs)
-        rows.exchange(costs, queue, keep=age > 1)
-    rows.fill(queue)
-    rows.even_out(costs)
-    rows.shed(costs, keep=age > 1)
+        rows.even_out()
+        rows.exchange(source, stays)
+        rows.fill(queue)
+    rows.even_out()
+    rows.shed(stays)
     return rows.row_of
 
 
@@ -112,169 +117,175 @@ def deal_rows(costs: np.ndarray, *, steps: int, accumulation: int, ranks: int,
     return dealt
 
 
-def _check(tokens: np.ndarray, costs: np.ndarray, age: np.ndarray, row_length: int, num_rows: int) -> None:
-    if not tokens.shape == costs.shape == age.shape == (tokens.size,):
-        raise ValueError(f'tokens, costs and age must be flat and of one length, got shapes {tokens.shape}, '
-                         f'{costs.shape} and {age.shape}')
+def _check(tokens: np.ndarray, costs: np.ndarray, age: np.ndarray, source: np.ndarray, row_length: int,
+           num_rows: int) -> None:
+    if not tokens.shape == costs.shape == age.shape == source.shape == (tokens.size,):
+        raise ValueError(f'tokens, costs, age and source must be flat and of one length, got shapes {tokens.shape}, '
+                         f'{costs.shape}, {age.shape} and {source.shape}')
     if num_rows < 0:
         raise ValueError(f'num_rows must be at least 0, got {num_rows}')
-    if not np.isfinite(costs).all():
-        raise ValueError(f'sample {np.argmin(np.isfinite(costs))} has no finite cost')
+    if len(wrong := np.flatnonzero(~(np.isfinite(costs) & (costs >= 0)))):
+        raise ValueError(f'sample {wrong[0]} costs {costs[wrong[0]]}, expected a finite number of at least 0')
     if len(wrong := np.flatnonzero((tokens < 1) | (tokens > row_length))):
         raise ValueError(f'sample {wrong[0]} has {tokens[wrong[0]]} tokens, expected 1 to row_length {row_length}')
 
 
 class _Rows:
-    """Rows being filled: which samples they have, what is free in each, and how much dearer than the mean each is."""
+    """Rows being filled: the row of each sample (-1: outside), the free tokens and the cost of each row."""
 
     def __init__(self, tokens: np.ndarray, costs: np.ndarray, row_length: int, num_rows: int):
-        self.tokens = tokens
-        self.excess = costs - tokens * (costs.sum() / max(1, tokens.sum()))  # (S,) cost above that of its tokens
+        self.tokens, self.row_length = tokens, row_length
+        self.costs = costs / (costs.max(initial=0.0) or 1.0)
+        self.rate = self.costs.sum() / max(1, tokens.sum()) or 1.0  # mean cost of a token
         self.row_of = np.full(len(tokens), -1, np.int32)
         self.free = np.full(num_rows, row_length, np.int64)
-        self.costs_mean = costs.sum() / max(1, num_rows)
-        self.above = np.zeros(num_rows)  # sum of excess
+        self.cost = np.zeros(num_rows)
 
     def _put(self, samples: np.ndarray, rows: np.ndarray) -> None:
-        """One sample into each of different rows."""
+        """One sample from outside into each of different rows."""
         self.row_of[samples] = rows
         self.free[rows] -= self.tokens[samples]
-        self.above[rows] += self.excess[samples]
+        self.cost[rows] += self.costs[samples]
+
+    def _take(self, samples: np.ndarray) -> None:
+        """One sample out of each of different rows."""
+        rows = self.row_of[samples]
+        self.row_of[samples] = -1
+        self.free[rows] += self.tokens[samples]
+        self.cost[rows] -= self.costs[samples]
+
+    def _members(self, keep: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(samples sorted by row, where each row begins, how many it has), without those of `keep`."""
+        inside = np.flatnonzero(self.row_of >= 0 if keep is None else (self.row_of >= 0) & ~keep)
+        inside = inside[np.argsort(self.row_of[inside], kind='stable')]
+        count = np.bincount(self.row_of[inside], minlength=len(self.free))
+        return inside, np.cumsum(count) - count, count
 
     def spread(self, samples: np.ndarray) -> None:
-        """Lay samples, large ones first, into the emptiest rows; what does not fit stays out."""
+        """Lay samples, large ones first, into the emptiest rows; what does not fit stays outside."""
         samples = samples[np.argsort(-self.tokens[samples], kind='stable')]
+        dear = self.costs - self.rate * self.tokens
         size = -(-len(self.free) // BATCHES)
         for start in range(0, len(samples), size):
             batch = samples[start:start + size]
             rows = np.argpartition(-self.free, len(batch) - 1)[:len(batch)]
-            batch = batch[np.argsort(self.excess[batch], kind='stable')]
-            rows = rows[np.argsort(-self.above[rows], kind='stable')]
+            above = self.cost[rows] - self.rate * (self.row_length - self.free[rows])
+            batch, rows = batch[np.argsort(dear[batch], kind='stable')], rows[np.argsort(-above, kind='stable')]
             fits = self.tokens[batch] <= self.free[rows]
             self._put(batch[fits], rows[fits])
-            if not fits.all():  # these by size alone
-                batch, rows = batch[~fits], rows[~fits]
-                batch = batch[np.argsort(-self.tokens[batch], kind='stable')]
-                rows = rows[np.argsort(-self.free[rows], kind='stable')]
-                fits = self.tokens[batch] <= self.free[rows]
-                self._put(batch[fits], rows[fits])
+            batch, rows = batch[~fits], rows[~fits]  # these by size alone
+            batch = batch[np.argsort(-self.tokens[batch], kind='stable')]
+            rows = rows[np.argsort(-self.free[rows], kind='stable')]
+            fits = self.tokens[batch] <= self.free[rows]
+            self._put(batch[fits], rows[fits])
 
     def fill(self, samples: np.ndarray) -> None:
-        """Give each row the largest sample that fits into what is free of it, again and again."""
+        """Give each row the largest sample from outside that fits, again and again, until none fits anywhere."""
         samples = samples[self.row_of[samples] < 0]
         samples = samples[np.argsort(self.tokens[samples], kind='stable')]
         while len(samples):
             rows = np.argsort(-self.free, kind='stable')
             fitting = np.searchsorted(self.tokens[samples], self.free[rows], 'right') - 1
-            places = np.arange(len(rows))
-            picked = np.minimum.accumulate(fitting + places) - places  # strictly falling: no sample twice
+            place = np.arange(len(rows))
+            picked = np.minimum.accumulate(fitting + place) - place  # strictly falling: no sample twice
             rows, picked = rows[picked >= 0], picked[picked >= 0]
             if not len(rows):
                 return
             self._put(samples[picked], rows)
             samples = np.delete(samples, picked)
 
-    def even_out(self, value: np.ndarray) -> None:
-        """Swap single samples between rows of high and of low value as long as that brings the two together.
-
-        Args:
-            value: (S,) what should sum to the same in each row.
-        """
+    def even_out(self) -> None:
+        """Swap samples between costly and cheap rows, one for one, as long as their costs come together."""
         half = len(self.free) // 2
-        placed = np.flatnonzero(self.row_of >= 0)
-        placed = placed[np.argsort(self.row_of[placed], kind='stable')]
-        count = np.bincount(self.row_of[placed], minlength=len(self.free))
-        if half == 0 or not len(placed):
-            return
-        first = np.cumsum(count) - count  # `placed` holds the members of row r at first[r] : first[r] + count[r]
-        total = np.bincount(self.row_of[placed], value[placed], minlength=len(self.free))
-        tolerance = TOLERANCE * np.abs(self.costs_mean)
-        for turn in range(SWAP_ROUNDS):
-            order = np.argsort(total, kind='stable')
+        inside, first, count = self._members()
+        idle = 0
+        for turn in range(SWAPS):
+            order = np.argsort(self.cost, kind='stable')
             low, high = np.roll(order[:half], int(turn * GOLDEN * half)), order[::-1][:half]
-            some = (total[high] - total[low] > tolerance) & (np.minimum(count[low], count[high]) > 0)
-            low, high = low[some], high[some]
-            place = [(first[rows, None] + (np.arange(MEMBERS) + turn * MEMBERS) % count[rows, None])
-                     for rows in (high, low)]
-            up, down = placed[place[0]][:, :, None], placed[place[1]][:, None, :]
-            moved = self.tokens[up] - self.tokens[down]  # tokens from high to low
-            gap = total[high] - total[low]
-            left = np.abs(gap[:, None, None] - 2 * (value[up] - value[down]))
-            left[(moved > self.free[low, None, None]) | (-moved > self.free[high, None, None])] = np.inf
-            best = left.reshape(len(low), -1).argmin(axis=1)
-            pair = np.arange(len(low))
-            better = left.reshape(len(low), -1)[pair, best] < gap * (1 - 1e-9)
-            pair, i, j = pair[better], best[better] // MEMBERS, best[better] % MEMBERS
-            low, high = low[better], high[better]
-            at_high, at_low = place[0][pair, i], place[1][pair, j]
-            up, down = placed[at_high], placed[at_low]
-            placed[at_high], placed[at_low] = down, up
-            self.row_of[up], self.row_of[down] = low, high
-            for rows, sign in ((low, 1), (high, -1)):
-                self.free[rows] -= sign * (self.tokens[up] - self.tokens[down])
-                self.above[rows] += sign * (self.excess[up] - self.excess[down])
-                total[rows] += sign * (value[up] - value[down])
+            apart = self.cost[high] - self.cost[low] > EVEN * self.cost.mean()
+            apart &= np.minimum(count[low], count[high]) > 0
+            low, high = low[apart], high[apart]
+            if not len(low) or idle == PATIENCE:
+                return
+            members = turn * MEMBERS + np.arange(MEMBERS)
+            at_high, at_low = (first[rows, None] + members % count[rows, None] for rows in (high, low))
+            pair, i, j = self._best_swaps(inside[at_high], inside[at_low], high, low)
+            idle = 0 if len(pair) else idle + 1
+            low, high, at_high, at_low = low[pair], high[pair], at_high[pair, i], at_low[pair, j]
+            up, down = inside[at_high], inside[at_low]
+            inside[at_high], inside[at_low] = down, up
+            self._take(up)
+            self._take(down)
+            self._put(up, low)
+            self._put(down, high)
 
-    def shed(self, value: np.ndarray, keep: np.ndarray) -> None:
-        """Take a sample out of rows that still stand out by their value, the worst first, as long as few tokens go.
+    def _best_swaps(self, up: np.ndarray, down: np.ndarray, high: np.ndarray,
+                    low: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each pair of rows the swap that leaves the smallest difference: (pairs, member of high, member of low).
 
         Args:
-            value: As for `even_out`.
-            keep: (S,) samples that stay where they are.
+            up, down: (pairs, MEMBERS) samples of the costly and of the cheap row.
+            high, low: (pairs,) the rows.
         """
-        total = np.bincount(self.row_of[self.row_of >= 0], value[self.row_of >= 0], minlength=len(self.free))
-        over = total - np.median(total)
-        samples = np.flatnonzero((self.row_of >= 0) & ~keep)
-        left = np.abs(over[self.row_of[samples]] - value[samples])
-        samples = samples[left < over[self.row_of[samples]]]
-        left = np.abs(over[self.row_of[samples]] - value[samples])
-        samples = samples[np.lexsort((left, self.row_of[samples]))]
-        samples = samples[np.unique(self.row_of[samples], return_index=True)[1]]  # the best of each row
-        samples = samples[np.argsort(-over[self.row_of[samples]], kind='stable')]
-        limit = SHED * (self.free.sum() + self.tokens[self.row_of >= 0].sum())
-        samples = samples[:np.searchsorted(np.cumsum(self.tokens[samples]), limit, 'right')]
-        self.free[self.row_of[samples]] += self.tokens[samples]
-        self.above[self.row_of[samples]] -= self.excess[samples]
-        self.row_of[samples] = -1
+        moved = self.tokens[up][:, :, None] - self.tokens[down][:, None, :]  # tokens from high to low
+        gap = self.cost[high] - self.cost[low]
+        left = np.abs(gap[:, None, None] - 2 * (self.costs[up][:, :, None] - self.costs[down][:, None, :]))
+        left[(moved > self.free[low, None, None]) | (-moved > self.free[high, None, None])] = np.inf
+        left = left.reshape(len(gap), -1)
+        best = left.argmin(axis=1)
+        pair = np.flatnonzero(left[np.arange(len(gap)), best] < gap * (1 - EVEN))
+        return pair, best[pair] // MEMBERS, best[pair] % MEMBERS
 
-    def exchange(self, value: np.ndarray, samples: np.ndarray, keep: np.ndarray) -> None:
-        """Take a sample out of a row and put one of `samples` in, where that fills the row or brings its value right.
+    def exchange(self, source: np.ndarray, stays: np.ndarray) -> None:
+        """Rows with a gap, or a cost that is off, give a sample for a better one of the same source from outside.
+
+        Which member a row gives goes by turn: if the best one went, the most common sizes would leave the stream.
 
         Args:
-            value: As for `even_out`.
-            samples: What may come in, if it is not in a row.
-            keep: (S,) samples that stay where they are.
+            source: (S,) where each sample is from.
+            stays: (S,) samples that do not leave their row.
         """
-        length = (self.free.sum() + self.tokens[self.row_of >= 0].sum()) / len(self.free)
-        for _ in range(EXCHANGES):
-            pool = samples[self.row_of[samples] < 0]
-            inside = np.flatnonzero(self.row_of >= 0)
-            total = np.bincount(self.row_of[inside], value[inside], minlength=len(self.free))
-            rate = value[inside].sum() / self.tokens[inside].sum()
-            target = np.median(total + rate * self.free)
-            worst = np.abs(total / target - 1) + np.maximum(0, self.free / length - SLACK)
-            inside = inside[(worst[self.row_of[inside]] > SLACK) & ~keep[inside]]
-            if not len(pool) or not len(inside):
+        key = source * (self.row_length + 1) + self.tokens
+        for turn in range(EXCHANGES):
+            target = np.median(self.cost + self.rate * self.free)
+            off = self._off(self.cost, self.free, target)
+            inside, first, count = self._members(stays)
+            pool = np.flatnonzero(self.row_of < 0)
+            rows = np.flatnonzero((off > SLACK) & (count > 0))
+            if not len(pool) or not len(rows):
                 return
-            pool = pool[np.argsort(self.tokens[pool], kind='stable')]
-            rows = self.row_of[inside]
-            near = np.searchsorted(self.tokens[pool], self.tokens[inside] + self.free[rows], 'right')[:, None]
-            near = near - 1 - np.arange(NEAR)
-            other = pool[near.clip(min=0)]
-            free = self.free[rows, None] + self.tokens[inside, None] - self.tokens[other]
-            left = np.abs((total[rows, None] + value[other] - value[inside, None]) / target - 1)
-            left = np.where(near >= 0, left + np.maximum(0, free / length - SLACK), np.inf)
-            pick = left.argmin(axis=1)
-            index = np.arange(len(pick))
-            gain, other = worst[rows] - left[index, pick], other[index, pick]
-            order = np.argsort(-gain, kind='stable')
-            order = order[:np.count_nonzero(gain > 1e-4)]
-            order = order[np.sort(np.unique(rows[order], return_index=True)[1])]
-            order = order[np.unique(other[order], return_index=True)[1]]
-            if not len(order):
-                return
-            out, come, rows = inside[order], other[order], rows[order]
-            self.row_of[out] = -1
-            self.free[rows] += self.tokens[out]
-            self.above[rows] -= self.excess[out]
-            self._put(come, rows)
+            out = inside[first[rows] + turn % count[rows]]
+            pool = pool[np.argsort(key[pool], kind='stable')]
+            near = np.searchsorted(key[pool], key[out] + self.free[rows], 'right')[:, None] - 1 - np.arange(NEAR)
+            come = pool[near.clip(min=0)]
+            free = self.free[rows, None] + self.tokens[out, None] - self.tokens[come]
+            left = self._off(self.cost[rows, None] + self.costs[come] - self.costs[out, None], free, target)
+            left[(near < 0) | (source[come] != source[out, None])] = np.inf
+            pick = left.argmin(axis=1)[:, None]
+            gain, come = off[rows] - np.take_along_axis(left, pick, 1)[:, 0], np.take_along_axis(come, pick, 1)[:, 0]
+            order = np.argsort(-gain, kind='stable')[:np.count_nonzero(gain > 0)]
+            order = order[np.unique(come[order], return_index=True)[1]]  # who gains most gets it
+            self._take(out[order])
+            self._put(come[order], rows[order])
+
+    def _off(self, cost: np.ndarray, free: np.ndarray, target: float) -> np.ndarray:
+        """How far rows are from what they should be: their cost, and free tokens beyond the slack, as shares."""
+        return np.abs(cost - target) / (self.rate * self.row_length) + np.maximum(0, free / self.row_length - SLACK)
+
+    def shed(self, stays: np.ndarray) -> None:
+        """Take a sample out of rows that still stand out by their cost, the costliest first, while few tokens go.
+
+        Args:
+            stays: (S,) samples that do not leave their row.
+        """
+        over = self.cost - np.median(self.cost)
+        inside, _, count = self._members(stays)
+        rows = self.row_of[inside]
+        left = np.abs(over[rows] - self.costs[inside])  # from the median, without it
+        better = (left < over[rows]) & (np.bincount(self.row_of[self.row_of >= 0], minlength=len(over))[rows] > 1)
+        inside, left, rows = inside[better], left[better], rows[better]
+        best = np.lexsort((left, rows))
+        best = best[np.unique(rows[best], return_index=True)[1]]  # one of each row
+        best = best[np.argsort(-over[rows[best]], kind='stable')]
+        limit = SHED * self.row_length * len(self.free)
+        self._take(inside[best[:np.searchsorted(np.cumsum(self.tokens[inside[best]]), limit, 'right')]])
