@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -216,11 +217,26 @@ def test_a_fork_has_its_own_process_and_leaves_ours_alone(make, clip):
     pid = decoder._child.pid
     context = multiprocessing.get_context('fork')
     queue = context.Queue()
+    locked, free = threading.Event(), threading.Event()
+
+    def hold():  # another thread of ours is in the middle of a request
+        with decoder._lock:
+            locked.set()
+            free.wait(120)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    locked.wait(60)
     worker = context.Process(target=_in_a_fork, args=(decoder, clip, queue))
     worker.start()
-    other, total = queue.get(timeout=60)
-    worker.join(60)
-    assert worker.exitcode == 0 and total == expected and other != pid and gone(other)
+    try:
+        other, total = queue.get(timeout=30)
+    finally:
+        free.set()
+        thread.join()
+        worker.join(5)
+        worker.kill()
+    assert total == expected and other != pid and gone(other)
     assert int(decoder.read(clip, [5]).sum()) == expected and decoder._child.pid == pid
 
 
