@@ -335,6 +335,7 @@ def open_files(pid='self'):
     return len(os.listdir(f'/proc/{pid}/fd'))
 
 
+@pytest.mark.slow
 def test_two_hundred_readers_at_once(store):
     data = ConversationDataset(str(store))
     assert data[0]  # open before the fork
