@@ -3,10 +3,10 @@
     python benchmarks/lmdb_against_folder.py [--samples 20000] [--workers 2] [--rounds 10] [--folder DIR] [--no-save]
 
 Each sample is a record of JSON lines and a small JPEG of its own. Both sides are the same ConversationDataset, read by
-torch's DataLoader in the same shuffled orders; a sample is the parsed record with the bytes of its picture, not decoded,
-since decoding costs both sides the same. The LMDB side also checks the SHA-256 of both, the folder checks nothing. Every
-byte must be equal first. Files are in the page cache after the first round on both sides: what is compared is the work
-of a read, not the disk. Goal: LMDB is not slower.
+torch's DataLoader in the same shuffled orders. A sample is the parsed record with the bytes of its picture, which are
+not decoded, since that costs both sides the same. The LMDB side also checks the SHA-256 of both, the folder checks
+nothing. Every byte must be equal first. Files are in the page cache after the first round on both sides: what is
+compared is the work of a read, not the disk. Goal: LMDB is not slower.
 """
 import argparse
 import json
