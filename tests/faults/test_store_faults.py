@@ -3,6 +3,7 @@
 What could kill a process runs in a child, and its exit signal is asserted.
 """
 import faulthandler
+import gc
 import gzip
 import io
 import json
@@ -335,6 +336,7 @@ def open_files(pid='self'):
     return len(os.listdir(f'/proc/{pid}/fd'))
 
 
+@pytest.mark.slow
 def test_two_hundred_readers_at_once(store):
     data = ConversationDataset(str(store))
     assert data[0]  # open before the fork
@@ -405,6 +407,37 @@ def test_loader_workers_over_five_epochs(store, start):
     iterator = loader._iterator
     iterator._shutdown_workers()
     assert [worker.exitcode for worker in iterator._workers] == [0, 0]
+
+
+@pytest.mark.parametrize('kind', ['jsonl', 'parquet', 'tar', 'saved'])
+def test_other_stores_in_forked_workers(source, tmp_path, kind):
+    folder, path = Path(source).parent, tmp_path / f'x.{kind}'
+    rows = [{**record, 'image': (folder / record['image']).read_bytes()}
+            for record in json.loads(Path(source).read_text())]
+    if kind == 'jsonl':
+        path.write_text('\n'.join(json.dumps({**row, 'image': f'{number}.png'}) for number, row in enumerate(rows)))
+    elif kind == 'parquet':
+        pytest.importorskip('pyarrow.parquet').write_table(
+            pytest.importorskip('pyarrow').Table.from_pylist(rows), path, row_group_size=7)
+    elif kind == 'tar':
+        with tarfile.open(path, 'w') as opened:
+            for number, row in enumerate(rows):
+                for name, data in (('png', row['image']), ('json', json.dumps({**row, 'image': 'png'}).encode())):
+                    info = tarfile.TarInfo(f'{number}.{name}')
+                    info.size = len(data)
+                    opened.addfile(info, io.BytesIO(data))
+    else:
+        pytest.importorskip('datasets').Dataset.from_list(rows).save_to_disk(path)
+    data = ConversationDataset(str(path), media_root=str(folder) if kind == 'jsonl' else None)
+    expected = [data[index] for index in range(COUNT)]
+    loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context='fork',
+                                         timeout=60)
+    counts = []
+    for _ in range(3):
+        assert [sample.turns for sample in loader] == [sample.turns for sample in expected]
+        gc.collect()
+        counts.append(open_files())
+    assert counts[1] == counts[2], counts
 
 
 def test_no_file_stays_open_when_stores_come_and_go(store):

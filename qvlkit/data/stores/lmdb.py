@@ -24,6 +24,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qvlkit.data.stores.interface import StoreError, check_index, needs
 from qvlkit.data.transforms.load_media import MediaError, decode_data_uri
 from qvlkit.registry import STORES
@@ -31,6 +33,7 @@ from qvlkit.structures import MediaSize, SampleError, SampleSizes
 
 SCHEMA = 1
 KINDS = ('image', 'video')
+MEDIA_COLUMNS = ('kind', 'width', 'height', 'frames', 'seconds')
 DIGEST = 32  # bytes in front of a record's header
 _MAGIC, _VERSION = 0xBEEFC0DE, 1  # of LMDB's meta pages
 _lock = threading.Lock()
@@ -49,6 +52,7 @@ class LMDBStore:
     """
 
     def __init__(self, path: str | Path):
+        import_lmdb()
         self.path = Path(path).expanduser()
         self.name = self.path.resolve().stem
         self.index = read_index(self.path)
@@ -76,7 +80,7 @@ class LMDBStore:
     def resolve(self, index: int, text: str) -> Path | bytes:
         media = self._last[1] if self._last[0] == index else self._header(index)['media']
         digest = media.get(text) if isinstance(text, str) else None
-        if digest is None:
+        if not isinstance(digest, str):
             if isinstance(text, str) and text.startswith('data:'):
                 return decode_data_uri(text)
             raise MediaError(f'{text!r:.200} was not packed with this record, which has '
@@ -117,7 +121,13 @@ class LMDBStore:
         if hashlib.sha256(value[DIGEST:]).digest() != value[:DIGEST]:
             raise SampleError(self.record_id(index), 'the record has changed since it was packed (its SHA-256 differs)',
                               'corrupt_record')
-        header = json.loads(value[DIGEST:])
+        try:
+            header = json.loads(value[DIGEST:])
+            whole = isinstance(header['record'], dict) and isinstance(header['media'], dict)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            whole = False
+        if not whole:
+            raise SampleError(self.record_id(index), "expected a header with 'record' and 'media'", 'corrupt_record')
         self._last = (index, header['media'])
         return header
 
@@ -233,6 +243,15 @@ def read_sizes(folder: Path, index: dict) -> dict:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != index['sizes_sha256']:
             raise StoreError(path, 'has changed since it was packed (its SHA-256 differs)', 'truncated')
-        return load(data)
+        table = load(data)
     except (OSError, SafetensorError) as error:
         raise StoreError(path, f'cannot be read: {error}', 'missing') from error
+    rows, count = len(table.get('kind', ())), index['count']
+    lengths = dict(text_tokens=count, num_targets=count, offsets=count + 1, **dict.fromkeys(MEDIA_COLUMNS, rows))
+    for name, length in lengths.items():
+        if name not in table or table[name].shape != (length,):
+            raise StoreError(path, f'{name}: expected {length} numbers, got '
+                             f'{table[name].shape if name in table else "none"}')
+    if (table['kind'] >= len(KINDS)).any() or table['offsets'][-1] != rows or (np.diff(table['offsets']) < 0).any():
+        raise StoreError(path, 'its offsets do not fit its media')
+    return table

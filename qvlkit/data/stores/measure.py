@@ -47,8 +47,8 @@ def image_size(data: bytes) -> tuple[int, int]:
                 if width * height > MAX_SOURCE_PIXELS:
                     raise MediaError(f'{name} is too large to decode: {width} x {height} pixels, limit '
                                      f'{MAX_SOURCE_PIXELS}', 'too_large')
-                # Pillow tells a TIFF's size upright. It decodes a PNG to look for orientation behind the pixels, so
-                # that is asked only if there is one.
+                # Pillow tells a TIFF's size upright. It decodes a PNG to look for an orientation behind the pixels, so
+                # it is asked only if there is one.
                 has_exif = image.format != 'TIFF' and (image.format != 'PNG' or b'eXIf' in data)
                 turned = has_exif and image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
     except MediaError:

@@ -19,14 +19,22 @@ from typing import Any
 import numpy as np
 
 from qvlkit.data.stores.interface import StoreError
-from qvlkit.data.stores.lmdb import DIGEST, KINDS, SCHEMA, import_lmdb, read_index, record_key, record_value
+from qvlkit.data.stores.lmdb import (
+    DIGEST,
+    KINDS,
+    MEDIA_COLUMNS,
+    SCHEMA,
+    import_lmdb,
+    read_index,
+    record_key,
+    record_value,
+)
 from qvlkit.data.stores.measure import MeasureVideo, measure_medium
 from qvlkit.data.transforms.load_media import MediaError
 from qvlkit.structures import MediaSize, Sample, SampleError, SampleSizes
 
 MAX_MEDIUM_BYTES = 2 ** 31  # below LMDB's own limit of 4 GiB for a value
 PROGRESS = b'progress'
-_MEDIA_COLUMNS = ('kind', 'width', 'height', 'frames', 'seconds')
 _COLUMNS = dict(text_tokens='i', num_targets='i', offsets='q', kind='B', width='i', height='i', frames='i', seconds='d')
 
 
@@ -211,7 +219,7 @@ class _Writer:
                 arrays['text_tokens'].append(sizes['text_tokens'] if sizes else -1)
                 arrays['num_targets'].append(sizes['num_targets'] if sizes else 0)
                 for row in sizes['media'] if sizes else []:
-                    for name, item in zip(_MEDIA_COLUMNS, row):
+                    for name, item in zip(MEDIA_COLUMNS, row):
                         arrays[name].append(item)
                 arrays['offsets'].append(len(arrays['kind']))
         return {name: np.array(column) for name, column in arrays.items()}, whole.hexdigest()

@@ -1,5 +1,6 @@
 """The LMDB store: what was packed comes back, whole, in any order, and sizes without a read."""
 import gc
+import hashlib
 import json
 import pickle
 
@@ -7,10 +8,10 @@ import pytest
 
 from qvlkit.data.datasets.conversation import ConversationDataset
 from qvlkit.data.stores.interface import StoreError
-from qvlkit.data.stores.lmdb import LMDBStore, import_lmdb
+from qvlkit.data.stores.lmdb import LMDBStore, import_lmdb, record_key
 from qvlkit.data.stores.pack_lmdb import pack
 from qvlkit.data.transforms.load_media import MediaError
-from qvlkit.structures import MediaSize, SampleSizes
+from qvlkit.structures import MediaSize, SampleError, SampleSizes
 
 lmdb = pytest.importorskip('lmdb')
 
@@ -89,6 +90,35 @@ def test_a_broken_index(packed, text, reason):
     (packed / 'index.json').write_text(text)
     with pytest.raises(StoreError, match=reason):
         LMDBStore(packed)
+
+
+@pytest.mark.parametrize('text', [b'7', b'{}', b'{"record": 1, "media": {}}', b'{', b'[' * 99999])
+def test_a_strange_header_with_a_right_digest(packed, text):
+    with lmdb.open(str(packed)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(record_key(1), hashlib.sha256(text).digest() + text)
+    index = json.loads((packed / 'index.json').read_text())
+    size = (packed / 'data.mdb').stat().st_size
+    (packed / 'index.json').write_text(json.dumps({**index, 'bytes': size}))
+    with pytest.raises(SampleError, match=r"chat\.lmdb\[1\]: expected a header with 'record' and 'media'"):
+        LMDBStore(packed).record(1)
+
+
+@pytest.mark.parametrize('change, reason', [
+    (lambda table: table.pop('width'), 'width: expected 3 numbers, got none'),
+    (lambda table: table.update(offsets=table['offsets'][:-1]), 'offsets: expected 5 numbers'),
+    (lambda table: table['offsets'].__setitem__(-1, 99), 'do not fit'),
+    (lambda table: table['offsets'].__setitem__(1, -5), 'do not fit'),
+    (lambda table: table['kind'].__setitem__(0, 2), 'do not fit')])
+def test_strange_sizes_with_a_right_digest(packed, change, reason):
+    from safetensors.numpy import load, save
+    table = {name: column.copy() for name, column in load((packed / 'sizes.safetensors').read_bytes()).items()}
+    change(table)
+    (packed / 'sizes.safetensors').write_bytes(save(table))
+    index = json.loads((packed / 'index.json').read_text())
+    digest = hashlib.sha256((packed / 'sizes.safetensors').read_bytes()).hexdigest()
+    (packed / 'index.json').write_text(json.dumps({**index, 'sizes_sha256': digest}))
+    with pytest.raises(StoreError, match=reason):
+        LMDBStore(packed).sizes(0)
 
 
 def test_old_versions_are_refused(monkeypatch):

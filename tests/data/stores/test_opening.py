@@ -1,5 +1,6 @@
 """Which store a path leads to, and what is said where there is none."""
 import re
+import sys
 
 import pytest
 
@@ -64,6 +65,17 @@ def test_expand(tmp_path):
                          ('no.tar', 'does not exist'), ('x.txt', 'expected .tar files')):
         with pytest.raises(ValueError, match=reason):
             expand(tmp_path / path, '.tar')
+
+
+@pytest.mark.parametrize('library, name', [('pyarrow', 'x.parquet'), ('lmdb', 'packed'), ('datasets', 'saved')])
+def test_a_library_that_is_not_installed_is_named(tmp_path, monkeypatch, library, name):
+    (tmp_path / 'x.parquet').touch()
+    for file in ('packed/data.mdb', 'saved/state.json'):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text('{"_data_files": []}')
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ValueError, match=rf"needs the package '{library}'.*pip install 'qvlkit\[stores\]'"):
+        open_store(tmp_path / name)
 
 
 def test_errors_travel():

@@ -1,7 +1,9 @@
 """Packing: deduplicated, counted, quarantined, gone on with, and the same whatever the transactions."""
 import base64
 import fcntl
+import io
 import json
+import tarfile
 
 import pytest
 
@@ -56,6 +58,27 @@ def test_bad_records_are_counted_and_named(folder, make):
                                                 'wrong_type']
     assert lines[1]['sample'] == 'x.json[2]' and 'leads out' in lines[1]['reason']
     assert ConversationDataset(str(folder / 'out'))[1].turns[1].content == ['last']
+
+
+def test_from_any_store(folder, make):
+    pq = pytest.importorskip('pyarrow.parquet')
+    import pyarrow as pa
+    rows = [{**make.talk('x', str(number)), 'image': {'bytes': make.encoded(size=(8, 6 + number)), 'path': None}}
+            for number in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / 'x.parquet')
+    with tarfile.open(folder / 'x.tar', 'w') as archive:
+        for number, row in enumerate(rows):
+            for name, data in ((f'{number}.jpg', row['image']['bytes']),
+                               (f'{number}.json', json.dumps({**row, 'image': 'jpg'}).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    for name in ('x.parquet', 'x.tar'):
+        source, target = ConversationDataset(str(folder / name)), folder / f'{name}.lmdb'
+        assert pack(source, target).media == 3
+        packed = ConversationDataset(str(target))
+        assert [packed[index].turns for index in range(3)] == [source[index].turns for index in range(3)]
+    assert pack(packed, folder / 'again').count == 3
 
 
 def test_nothing_usable(folder, make):
