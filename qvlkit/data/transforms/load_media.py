@@ -139,7 +139,7 @@ def _open(file: Any, name: str) -> Image.Image:
     if not head:
         raise MediaError(f'{name} is empty (0 bytes)')
     try:
-        with warnings.catch_warnings():
+        with _whole_files_only(), warnings.catch_warnings():  # text and profiles are unpacked here already
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -149,7 +149,18 @@ def _open(file: Any, name: str) -> Image.Image:
         raise MediaError(f'{name} is not a picture ({", ".join(FORMATS)}): it {found}') from error
     except _DECODE_ERRORS as error:
         raise MediaError(f'{name} is broken: {error}') from error
+    _check_length(image, file, name)
     return _decode(image, name)
+
+
+def _check_length(image: Image.Image, file: Any, name: str) -> None:
+    """Refuse a JPEG with less than a bit for each block of 8 x 8 pixels: libjpeg would fill the rest with grey."""
+    if image.format == 'JPEG':
+        position = file.tell()
+        size = file.seek(0, 2)
+        file.seek(position)
+        if image.width * image.height > size * 8 * 64:
+            raise MediaError(f'{name} is broken: {size} bytes are too few for {image.width} x {image.height} pixels')
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
