@@ -84,6 +84,9 @@ def pictures():
     broken, large, right = 'bad_image', ('too_large', 'too large'), (60, 40)
     return {
         'plain.png': (whole, right), 'png-named.jpg': (whole, right),
+        'closed.jpg': (photo[:len(photo) // 2] + b'\xff\xd9', (broken, 'end early')),
+        'grey.jpg': (encoded(Image.new('RGB', (60, 40), (128, 128, 128)), 'JPEG'), right),
+        'closed-grey.jpg': (encoded(noise.convert('L'), 'JPEG')[:-300] + b'\xff\xd9', (broken, 'end early')),
         'half.jpg': (photo[:len(photo) // 2], (broken, '')),
         'half.png': (whole[:len(whole) // 2], (broken, '')), 'nearly-whole.jpg': (photo[:-200], (broken, '')),
         'empty.jpg': (b'', (broken, 'is empty')), 'page.jpg': (b'<!DOCTYPE html><html>404</html>', (broken, 'HTML')),

@@ -150,7 +150,10 @@ def _open(file: Any, name: str) -> Image.Image:
     except _DECODE_ERRORS as error:
         raise MediaError(f'{name} is broken: {error}') from error
     _check_length(image, file, name)
-    return _decode(image, name)
+    result = _decode(image, name)
+    if _is_filled_with_grey(image, file):
+        raise MediaError(f'{name} is broken: its picture data end early, though the file is closed properly')
+    return result
 
 
 def _check_length(image: Image.Image, file: Any, name: str) -> None:
@@ -161,6 +164,31 @@ def _check_length(image: Image.Image, file: Any, name: str) -> None:
         file.seek(position)
         if image.width * image.height > size * 8 * 64:
             raise MediaError(f'{name} is broken: {size} bytes are too few for {image.width} x {image.height} pixels')
+
+
+def _is_filled_with_grey(image: Image.Image, file: Any) -> bool:
+    """Whether a decoded JPEG ended early, but with its end mark: libjpeg fills the rest with grey and says nothing.
+
+    Its last pixel is mid-grey then. To tell it from a grey picture, it is decoded again with more data before the end
+    mark: that changes the picture only if there was too little.
+    """
+    if image.format != 'JPEG':
+        return False
+    last = np.asarray(image.crop((image.width - 1, image.height - 1, image.width, image.height)))
+    if last.min() < 126 or last.max() > 130:
+        return False
+    file.seek(0)
+    data = file.read()
+    end = data.rfind(b'\xff\xd9')
+    longer = data[:end] + bytes(range(1, 250)) * 40 + data[end:]
+    with _whole_files_only(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        again = Image.open(BytesIO(longer), formats=('JPEG',))
+        try:
+            again.load()
+        except _DECODE_ERRORS:
+            return True
+        return again.tobytes() != image.tobytes()
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
