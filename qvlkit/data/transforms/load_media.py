@@ -7,7 +7,7 @@ What comes out is defined for every kind of file:
 - 16-bit grey is scaled by 255 / 65535, not clipped; CMYK, palette and grey go through Pillow's conversion.
 - 32-bit grey ('I', 'F') has no agreed white level and is refused.
 - A file is judged by its content, not by its name. A truncated file is refused, never filled with grey, even where
-  another library has switched Pillow's leniency on for the whole process.
+  another library has switched Pillow's leniency on for the whole process, or where a JPEG's end mark was put back.
 - The number of pixels is checked in the header, before anything is decoded.
 
 URLs are refused: pictures come from disk or memory.
@@ -180,7 +180,7 @@ def _is_filled_with_grey(image: Image.Image, file: Any) -> bool:
     file.seek(0)
     data = file.read()
     end = data.rfind(b'\xff\xd9')
-    longer = data[:end] + bytes(range(1, 250)) * 40 + data[end:]
+    longer = data[:end].rstrip(b'\xff') + bytes(range(1, 250)) * 40 + data[end:]
     with _whole_files_only(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         again = Image.open(BytesIO(longer), formats=('JPEG',))
