@@ -169,7 +169,8 @@ class Planner:
         left = list(long[rows:])
         if room and rest:
             row_of = plan_rows(np.array([item.placed.length for item in rest]), np.array([item.cost for item in rest]),
-                               row_length=self.row_length, num_rows=room, age=np.array([item.age for item in rest]))
+                               row_length=self.row_length, num_rows=room, age=np.array([item.age for item in rest]),
+                               source=np.array([item.placed.draw.source for item in rest]))
             for item, row in zip(rest, row_of.tolist()):
                 (members[row] if row >= 0 else left).append(item)
         else:

@@ -87,6 +87,7 @@ def test_each_row_has_its_kind_and_nothing_outside_is_opened(folder):
     assert str(outside) in control and not connected
 
 
+@pytest.mark.slow
 def test_a_data_uri_of_a_gigabyte_is_refused_without_a_copy_of_it():
     code = '''
 import resource, sys

@@ -7,7 +7,7 @@ What comes out is defined for every kind of file:
 - 16-bit grey is scaled by 255 / 65535, not clipped; CMYK, palette and grey go through Pillow's conversion.
 - 32-bit grey ('I', 'F') has no agreed white level and is refused.
 - A file is judged by its content, not by its name. A truncated file is refused, never filled with grey, even where
-  another library has switched Pillow's leniency on for the whole process.
+  another library has switched Pillow's leniency on for the whole process, or where a JPEG's end mark was put back.
 - The number of pixels is checked in the header, before anything is decoded.
 
 URLs are refused: pictures come from disk or memory.
@@ -84,30 +84,31 @@ def image_size(source: Any) -> tuple[int, int]:
     return _with_opened(source, _upright_size)
 
 
-def _with_opened(source: Any, use: Callable[[Image.Image, str], Any]) -> Any:
-    """`use(image, name)` of the opened, undecoded picture, while its file is open."""
+def _with_opened(source: Any, use: Callable[[Image.Image, str, Any], Any]) -> Any:
+    """`use(image, name, file)` of the opened, undecoded picture, while its file, if it has one, is open."""
     name = describe(source)
     if hasattr(source, 'draw'):
         source = source.draw()
         if not isinstance(source, Image.Image):
             raise MediaError(f'expected {name}.draw() to give a PIL image, got {type(source).__name__}', 'wrong_type')
     if isinstance(source, np.ndarray):
-        return use(_from_array(source), name)
+        return use(_from_array(source), name, None)
     if isinstance(source, Image.Image):
-        return use(source, name)
+        return use(source, name, None)
     if isinstance(source, str):
         if source.startswith('data:'):
             return _with_opened(decode_data_uri(source), use)
         if is_url(source):
             raise MediaError(f'{name} is a URL: only files and bytes are read', 'url_refused')
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return use(_open(BytesIO(source), name), name)
+        file = BytesIO(source)
+        return use(_open(file, name), name, file)
     if not isinstance(source, (str, Path)):
         raise MediaError(f'expected an image as path, bytes, data URI, PIL image, array or an object with draw(), got '
                          f'{type(source).__name__}', 'wrong_type')
     try:
         with open(source, 'rb') as file:
-            return use(_open(file, name), name)
+            return use(_open(file, name), name, file)
     except FileNotFoundError:
         raise MediaError(f'{name} does not exist', 'missing_media') from None
     except MediaError:
@@ -161,9 +162,9 @@ def _open(file: Any, name: str) -> Image.Image:
     if not head:
         raise MediaError(f'{name} is empty (0 bytes)')
     try:
-        with warnings.catch_warnings():
+        with _whole_files_only(), warnings.catch_warnings():  # text and profiles are unpacked here already
             warnings.simplefilter('error', Image.DecompressionBombWarning)
-            return Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(f'{name} is too large to decode: {error}', 'too_large') from error
     except UnidentifiedImageError as error:
@@ -171,6 +172,43 @@ def _open(file: Any, name: str) -> Image.Image:
         raise MediaError(f'{name} is not a picture ({", ".join(FORMATS)}): it {found}') from error
     except _DECODE_ERRORS as error:
         raise MediaError(f'{name} is broken: {error}') from error
+    _check_length(image, file, name)
+    return image
+
+
+def _check_length(image: Image.Image, file: Any, name: str) -> None:
+    """Refuse a JPEG with less than a bit for each block of 8 x 8 pixels: libjpeg would fill the rest with grey."""
+    if image.format == 'JPEG':
+        position = file.tell()
+        size = file.seek(0, 2)
+        file.seek(position)
+        if image.width * image.height > size * 8 * 64:
+            raise MediaError(f'{name} is broken: {size} bytes are too few for {image.width} x {image.height} pixels')
+
+
+def _is_filled_with_grey(image: Image.Image, file: Any) -> bool:
+    """Whether a decoded JPEG ended early, but with its end mark: libjpeg fills the rest with grey and says nothing.
+
+    Its last pixel is mid-grey then. To tell it from a grey picture, it is decoded again with more data before the end
+    mark: that changes the picture only if there was too little.
+    """
+    if image.format != 'JPEG':
+        return False
+    last = np.asarray(image.crop((image.width - 1, image.height - 1, image.width, image.height)))
+    if last.min() < 126 or last.max() > 130:
+        return False
+    file.seek(0)
+    data = file.read()
+    end = data.rfind(b'\xff\xd9')
+    longer = data[:end].rstrip(b'\xff') + bytes(range(1, 250)) * 40 + data[end:]
+    with _whole_files_only(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        again = Image.open(BytesIO(longer), formats=('JPEG',))
+        try:
+            again.load()
+        except _DECODE_ERRORS:
+            return True
+        return again.tobytes() != image.tobytes()
 
 
 def _check_pixels(image: Image.Image, name: str) -> None:
@@ -180,7 +218,7 @@ def _check_pixels(image: Image.Image, name: str) -> None:
                          'too_large')
 
 
-def _upright_size(image: Image.Image, name: str) -> tuple[int, int]:
+def _upright_size(image: Image.Image, name: str, file: Any) -> tuple[int, int]:
     """The size of an opened picture after its orientation is applied."""
     _check_pixels(image, name)
     try:
@@ -192,13 +230,15 @@ def _upright_size(image: Image.Image, name: str) -> tuple[int, int]:
     return image.size[::-1] if turned else image.size
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, name: str, file: Any) -> Image.Image:
     """Decode an opened picture, turn it upright and convert it to RGB."""
     _check_pixels(image, name)
     try:
         with _whole_files_only(), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # odd EXIF blocks and palettes are not worth a line for each sample
             image.load()
+            if file is not None and _is_filled_with_grey(image, file):
+                raise MediaError(f'{name} is broken: its picture data end early, though the file is closed properly')
             if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(image)
             return _to_rgb(image, name)

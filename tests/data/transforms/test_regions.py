@@ -137,3 +137,11 @@ def test_wrong_regions_are_named(region, words):
 def test_edits_move_pixels_only():
     with pytest.raises(ValueError, match="expected the space 'pixels', got 'source'"):
         move(Box((1, 2, 3, 4)), Flip(), (10, 10))
+
+
+@pytest.mark.parametrize('x', [24.5, 40.5, 67.5, 75.5])
+def test_halves_survive_the_way_to_source_pixels_and_back(x):
+    """24.5 * 640 / 644 * 644 / 640 is a little more than 24.5 in floats."""
+    assert x * 640 / 644 * 644 / 640 != x
+    pixels_of_source = to_pixels(Point((x, 0), space='resized'), (640, 428), (644, 420))
+    assert finish(move(pixels_of_source, Resize(644, 420), (640, 428)), (644, 420)).coordinates == (round(x), 0)
