@@ -22,7 +22,7 @@ INDEXED = ((b'ftyp', 4), (b'moov', 4), (b'mdat', 4), (b'wide', 4), (b'\x1aE\xdf\
 
 @VIDEO_READERS.register_module()
 class DecordReader:
-    """See `base.py`.
+    """Decode with decord, in order only.
 
     Args:
         path: Of a video file.

@@ -18,7 +18,7 @@ from qvlkit.registry import VIDEO_READERS
 
 @VIDEO_READERS.register_module()
 class PyAVReader:
-    """See `base.py`.
+    """Decode with PyAV: it seeks, and checks the time of what it hands out.
 
     Args:
         path: Of a video file.

@@ -18,7 +18,7 @@ PROBES = 16  # frames that are decoded to see whether the rate is steady
 
 @VIDEO_READERS.register_module()
 class TorchCodecReader:
-    """See `base.py`.
+    """Decode with TorchCodec, by its exact index of frames.
 
     Args:
         path: Of a video file.
