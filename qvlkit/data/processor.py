@@ -28,7 +28,7 @@ from qvlkit.data.transforms.sample_frames import SampleFrames
 from qvlkit.data.transforms.tokenize import Tokenize
 from qvlkit.data.transforms.write_regions import WriteRegions
 from qvlkit.data.video_readers.base import VideoInfo
-from qvlkit.data.video_readers.decoder import VideoDecoder
+from qvlkit.data.video_readers.decoder import READERS, VideoDecoder
 from qvlkit.registry import TRANSFORMS, near_names
 from qvlkit.structures import (
     EncodedSample,
@@ -78,7 +78,7 @@ class Processor:
                  position_ids: Callable[[Layout], torch.Tensor],
                  plan: Callable[[Sequence[Grid]], VisionPlan] | None = None, transforms: dict | None = None,
                  add_vision_id: bool = False, region_style: str = 'json',
-                 video_readers: Sequence[str] = ('DecordReader', 'PyAVReader', 'TorchCodecReader'),
+                 video_readers: Sequence[str] = READERS,
                  video_deadline: float = 20.0, seed: int = 0, **limits: Any):
         self.tokenizer, self.geometry, self.seed = tokenizer, geometry, seed
         self.num_tokens, self.position_ids, self.plan = num_tokens, position_ids, plan

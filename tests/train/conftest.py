@@ -17,7 +17,7 @@ SMALLER = [
     'tokenizer.vocab_size=384', 'stages.sft.data.type=PictureTasks', 'stages.sft.data.size=60',
     'stages.sft.data.tasks=[name,count,locate]', 'stages.sft.data.picture_sizes=[[112,112]]',
     'stages.sft.data.questions_per_picture=3', 'stages.sft.optimizer.lr=0.002',
-    'stages.sft.loader.row_length=384', 'stages.sft.loader.window=30',
+    'stages.sft.loader.row_length=384', 'stages.sft.loader.window=60',
     'stages.sft.loader.num_workers=0', 'stages.sft.max_steps=8', 'stages.sft.accumulation=1',
     'stages.sft.hooks.evaluation=null', 'stages.sft.hooks.console=null', 'stages.sft.hooks.jsonl.interval=1',
     'stages.sft.hooks.checkpoint.interval=4', 'threads=1']
