@@ -33,6 +33,7 @@ stages = dict(
         hooks=dict(
             console=dict(type='ConsoleHook', interval=10),
             jsonl=dict(type='JSONLHook', interval=10),
+            sources=dict(type='SourcesHook', interval=100),
             checkpoint=dict(type='CheckpointHook', interval=200, keep=1),
             evaluation=dict(type='EvaluationHook', max_new_tokens=28, dataset=dict(
                 type='Mixture', parts=dict(

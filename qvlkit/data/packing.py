@@ -9,8 +9,6 @@ accumulation, for `deal_rows` puts them into one micro-step.
 
 Shapes: S samples, R rows.
 """
-from collections.abc import Sequence
-
 import numpy as np
 
 FIRST = 0.99  # of the rows' tokens: samples placed in draw order; they all fit, and leave gaps to exchange into
@@ -25,26 +23,6 @@ SLACK = 1 / 200  # of a row: tokens that may stay free, and what its cost may be
 EVEN = 1e-3  # rows whose costs differ by less, relative to the mean, do not swap
 SHED = 0.002  # of all tokens: what costly rows may give up in the end
 GOLDEN = 0.618  # of the rows: a shift that brings other rows together in each round
-
-
-def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Indices of the samples in each row: first fit in the order given; rows in the order they were opened.
-
-    pack([5, 3, 4, 2], 8) is [[0, 1], [2, 3]]. Every length must be at most row_length.
-    """
-    rows: list[list[int]] = []
-    free: list[int] = []
-    for index, length in enumerate(lengths):
-        if length > row_length:
-            raise ValueError(f'sample {index} has {length} tokens, more than row_length {row_length}')
-        row = next((row for row, space in enumerate(free) if length <= space), None)
-        if row is None:
-            rows.append([])
-            free.append(row_length)
-            row = len(rows) - 1
-        rows[row].append(index)
-        free[row] -= length
-    return rows
 
 
 def plan_rows(tokens: np.ndarray, costs: np.ndarray, *, row_length: int, num_rows: int,

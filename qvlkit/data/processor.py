@@ -4,7 +4,7 @@ Source: Qwen2.5-VL (arXiv 2502.13923) sections 2.1 and 2.2. What depends on the 
 by whoever builds both: how many tokens a grid becomes, and the position ids of a layout.
 
     open -> sample frames -> place regions -> (transforms of the config) -> resize      sizes and plans, from headers
-    -> write regions -> chat template -> tokenize                                       `measure` ends here
+    -> announce screen -> write regions -> chat template -> tokenize                    `measure` ends here
     -> cut patches -> positions                                                         `encode` goes on
 
 Shape letters: T tokens, A position axes, N patches.
@@ -19,6 +19,7 @@ import torch
 from qvlkit.data.collate import collate
 from qvlkit.data.formats.openai import read_messages
 from qvlkit.data.preprocessor_config import preprocessor_configs, write_json
+from qvlkit.data.transforms.announce_screen import AnnounceScreen
 from qvlkit.data.transforms.chat_template import JINJA_TEMPLATE, TURN_END, ChatTemplate
 from qvlkit.data.transforms.cut_patches import CutPatches
 from qvlkit.data.transforms.open_media import OpenMedia
@@ -92,8 +93,8 @@ class Processor:
             'sample_frames': SampleFrames(temporal_patch_size=geometry.temporal_patch_size),
             'place_regions': PlaceRegions(resized_size=resize.target), **self.transforms, 'resize': resize}
         self.template = ChatTemplate(add_vision_id=add_vision_id)
-        self.text_steps = {'write_regions': WriteRegions(region_style), 'template': self.template,
-                           'tokenize': Tokenize(tokenizer=tokenizer, num_tokens=num_tokens)}
+        self.text_steps = {'announce_screen': AnnounceScreen(), 'write_regions': WriteRegions(region_style),
+                           'template': self.template, 'tokenize': Tokenize(tokenizer=tokenizer, num_tokens=num_tokens)}
         self.cut_patches = CutPatches(geometry=geometry, decoder=decoder)
 
     @property
@@ -202,8 +203,11 @@ class Processor:
         """A private copy of the sample, through every step that needs no pixel."""
         if generation_prompt and sample.turns and sample.turns[-1].role == 'assistant':
             raise SampleError(sample.id, 'a prompt for generation ends with an assistant turn', 'answer_in_prompt')
-        sample = self._run(self.geometry_steps, self._copy(sample), epoch)
-        steps = self.text_steps
+        geometry_steps, steps = self.geometry_steps, self.text_steps
+        if generation_prompt:  # a question is asked as it is: nothing is drawn
+            geometry_steps = {name: step for name, step in geometry_steps.items()
+                              if name not in self.transforms or not getattr(step, 'random', True)}
+        sample = self._run(geometry_steps, self._copy(sample), epoch)
         if generation_prompt:
             template = ChatTemplate(add_vision_id=self.template.add_vision_id, generation_prompt=True)
             steps = {**steps, 'template': template}

@@ -46,6 +46,7 @@ class Trainer(ABC):
         self.step = 0
         self.metrics: dict[str, Any] = {}
         self.group_sums: torch.Tensor | None = None  # (groups, 2): loss and targets of each group, in this step
+        self.rows: list[PackedBatch] = []  # of this step, as the loader gave them
 
     @abstractmethod
     def compute_loss(self, batch: PackedBatch) -> torch.Tensor:
@@ -73,7 +74,7 @@ class Trainer(ABC):
 
     def train_step(self, rows: list[PackedBatch]) -> dict[str, Any]:
         """One optimizer step over the rows; the numbers it returns may still be on the device."""
-        rows = [row.to(self.device, non_blocking=True) for row in rows]
+        self.rows, rows = rows, [row.to(self.device, non_blocking=True) for row in rows]
         num_targets = self.strategy.sum_over_ranks(
             torch.full((), sum(row.num_targets for row in rows), device=self.device))
         loss, self.group_sums = torch.zeros((), device=self.device), None

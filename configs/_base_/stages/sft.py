@@ -12,7 +12,7 @@ stages = dict(sft=dict(
     optimizer=dict(type='AdamW', lr=1e-5, weight_decay=0.0, betas=[0.9, 0.95]),
     schedule=dict(type='WarmupCosine', warmup_ratio=0.03, final_ratio=0.0),
     hooks=dict(console=dict(type='ConsoleHook', interval=10), jsonl=dict(type='JSONLHook', interval=10),
-               tensorboard=dict(type='TensorBoardHook', interval=10),
+               tensorboard=dict(type='TensorBoardHook', interval=10), sources=dict(type='SourcesHook', interval=100),
                checkpoint=dict(type='CheckpointHook', interval=500, keep=2))))
 run = ['sft']
 seed = 0

@@ -68,3 +68,25 @@ def test_errors(steps, given, reason, kind):
     with pytest.raises(SampleError, match=reason) as caught:
         load(steps, **given)
     assert caught.value.kind == kind and str(caught.value).startswith('t.jsonl[0]: ')
+
+
+def test_the_pipeline_announces_the_screen_as_the_model_sees_it(tmp_path):
+    import torch
+    from PIL import Image
+
+    from qvlkit.data.processor import Processor
+    from qvlkit.data.tokenizers import StandInTokenizer
+    from qvlkit.structures import VisionGeometry
+    for name in ('0.png', '1.png', '2.png'):
+        Image.new('RGB', (1080, 2400), 'white').save(tmp_path / name)
+    sample = read({'task': 'Turn it off.', 'platform': 'mobile', 'steps': [CLICK, SWIPE, END]}, sample_id='t',
+    source='t',
+                  resolve=lambda path: tmp_path / path)
+    processor = Processor(StandInTokenizer(400), VisionGeometry(14, 2, 2), max_pixels=540 * 1200,
+                          num_tokens=lambda grid: grid[1] * grid[2] // 4,
+                          position_ids=lambda layout: torch.zeros(3, sum(span.length for span in layout)))
+    encoded = processor.encode(sample)
+    rows, columns = (side * 14 for side in encoded.grids[0][1:])
+    said = processor.tokenizer.decode(encoded.token_ids.tolist())
+    assert f'{columns}x{rows}' in said and '"name": "mobile_use"' in said.partition('user\n')[0]
+    assert f'"coordinate": [{round(540 * columns / 1080)}, {round(1200 * rows / 2400)}]' in said
