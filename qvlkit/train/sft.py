@@ -18,7 +18,8 @@ class SFTTrainer(Trainer):
     """Next-token loss on the targets of each conversation.
 
     Args:
-        loss: Config or object: hidden states (S, E), head weight, target ids -> summed loss.
+        loss: Config or object: hidden states (S, E), head weight, target ids -> summed loss; fills its argument
+            `losses` (S,) with the loss of each target.
         arguments: As for `Trainer`.
     """
 

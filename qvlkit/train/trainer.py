@@ -24,7 +24,8 @@ class Trainer(ABC):
 
     Args:
         model: A VLM, placed by the strategy.
-        loader: Iterating gives the rows of one step after another, without end; has state_dict and load_state_dict.
+        loader: Iterating gives the rows of one step after another, until the data end; has state_dict and
+            load_state_dict.
         optimizer, schedule: From engine/optimizer.py.
         strategy: Where and how: engine/strategies/.
         hooks: Called at the points named in hooks/base.py, in order.

@@ -52,10 +52,9 @@ class Mixture:
         parts: Name of each part -> dict(dataset=its config or a built dataset) and, where wanted, weight=1.0, order,
             epochs, exhausted, oversize, limits (see `Source`). A weight is a number, or a schedule over tokens:
             [[0, 1.0], [1000000000, 0.2]] falls in a straight line and stays at the last value. Without 'order', a part
-            is shuffled.
+            is shuffled. A part that is a mixture has dataset and weight alone.
         by: Whether weights are shares of the 'sample's or of the 'token's. Shares of tokens are steered: what a part
-        has
-            had too little it gets in the next window.
+            has had too little of it gets in the next draws.
         name: Name of the mixture.
 
     `source` of a sample is its part's path. As a sequence, a mixture is its parts end to end, each once.

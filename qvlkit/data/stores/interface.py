@@ -21,7 +21,8 @@ class StoreError(ValueError):
     Args:
         path: Its file or folder.
         reason: What is wrong, with the value and what was expected.
-        kind: Short name: 'missing', 'unfinished', 'truncated', 'not_a_store' or 'archive_refused'.
+        kind: Short name: 'missing', 'unfinished', 'truncated', 'not_a_store', 'archive_refused', 'not_writable', 'busy'
+            or 'other_source'.
     """
 
     def __init__(self, path: str | Path, reason: str, kind: str = 'not_a_store'):

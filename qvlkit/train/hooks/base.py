@@ -8,7 +8,8 @@
       after_train
     after_run
 
-A hook reads the trainer's public attributes and keeps its own state; it changes neither weights nor data.
+A hook reads the trainer's public attributes and keeps its own state. It does not change the model; of the data it may
+change the mixture, by `trainer.loader.set_weights`.
 `trainer.metrics` is a new dict at each step; its numbers may be tensors on the device. Reading one waits for the
 device, so hooks read every log interval only.
 """
