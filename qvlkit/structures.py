@@ -25,9 +25,10 @@ class SampleError(ValueError):
     def __init__(self, sample_id: str, reason: str, kind: str = 'bad_sample'):
         super().__init__(f'{sample_id}: {reason}')
         self.sample_id, self.reason, self.kind = sample_id, reason, kind
+        self.source = ''  # name of the source it came from, once the loader knows it
 
     def __reduce__(self):
-        return type(self), (self.sample_id, self.reason, self.kind)
+        return type(self), (self.sample_id, self.reason, self.kind), {'source': self.source}
 
 
 @dataclass(frozen=True)

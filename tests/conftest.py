@@ -1,4 +1,5 @@
 """Fixtures that tests in several folders use."""
+import os
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # before torch is imported: as qvlkit's tools do it
 BITS = 18  # enough to number the frames of two hours
 
 

@@ -127,6 +127,8 @@ class PackedLoader:
             raise ValueError(f'loader.max_bad_share: expected 0 to 1, got {max_bad_share!r}')
         if len(dataset) == 0:
             raise ValueError('data: the dataset has no samples')
+        if not shuffle and isinstance(dataset, Mixture):
+            raise ValueError("loader.shuffle: the data are a mixture; say order='sequential' of its parts instead")
         self.mixture = as_mixture(dataset, 'shuffle' if shuffle else 'sequential')
         self.processor = processor
         self.rows = Rows(self.mixture, processor, collate, seed=seed)
@@ -136,6 +138,7 @@ class PackedLoader:
         self.on_error, self.max_bad_share, self.max_bad_in_a_row = on_error, max_bad_share, max_bad_in_a_row
         self.quarantine = None if quarantine is None else Path(quarantine)
         self.errors: dict[str, int] = {}
+        self.left_out = 0  # samples that were longer than a row, of sources that leave such out
         self._bad_ids: dict[str, None] = {}
         self._seen, self._streaks = 0, {}
         self._start, self._step, self._key = self.planner().state_dict(), 0, ''
@@ -229,6 +232,7 @@ class PackedLoader:
         self._end_state, self._num_steps, self._key = window.state, len(window.steps), window.key
         if not skip:
             self._seen += window.num_samples
+            self.left_out += window.left_out
             self._count(window.errors)
         if not window.steps:  # only errors: nothing of it will be given out
             self._start, self._step, self._key = window.state, 0, ''
@@ -262,7 +266,7 @@ class PackedLoader:
     def state_dict(self) -> dict:
         """Where the next step begins, and what was skipped."""
         return dict(start=self._start, step=self._step, key=self._key, weights=dict(self._weights),
-                    errors=dict(self.errors), bad_ids=list(self._bad_ids), seen=self._seen,
+                    errors=dict(self.errors), left_out=self.left_out, bad_ids=list(self._bad_ids), seen=self._seen,
                     streaks=dict(self._streaks), **self._fingerprint())
 
     def load_state_dict(self, state: dict) -> None:
@@ -272,11 +276,13 @@ class PackedLoader:
                 raise ValueError(f'resume: {key} was {state.get(key)} when the run stopped and is {value} now')
         self._start, self._step, self._key = state['start'], state['step'], state['key']
         self._weights, self.errors, self._seen = dict(state['weights']), dict(state['errors']), state['seen']
+        self.left_out = state['left_out']
         self._bad_ids, self._streaks = dict.fromkeys(state['bad_ids']), dict(state['streaks'])
 
     def _fingerprint(self) -> dict:
         rows = self.settings['accumulation'] * self.settings['world_size']
-        return dict(sources=same_mixture(self.mixture), rows_per_step=rows,
+        mixture = json.loads(json.dumps(same_mixture(self.mixture)))  # as it comes back from a checkpoint
+        return dict(**mixture, rows_per_step=rows,
                     **{key: self.settings[key] for key in ('window', 'row_length', 'seed')})
 
 

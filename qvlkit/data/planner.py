@@ -40,13 +40,14 @@ class Window:
     """Planned steps: `steps[i][j]` is row j of step i for this rank, a list of `Placed`.
 
     state: of the planner after the window. errors: samples that could not be used, in the order of their draws.
-    num_samples: samples drawn for it. key: a hash of everything that was planned, for all ranks.
+    num_samples: samples drawn for it, `left_out` of them for their length. key: a hash of everything that was planned, for all ranks.
     """
     steps: list[list[list[Placed]]]
     state: dict
     errors: list[SampleError] = field(default_factory=list)
     num_samples: int = 0
     key: str = ''
+    left_out: int = 0
 
 
 class Planner:
@@ -72,6 +73,7 @@ class Planner:
         self.sampler = Sampler(mixture, seed=seed)
         self.waiting: list[Waiting] = []
         self.windows = 0
+        self.left_out = 0  # samples of the window that are longer than a row, and whose source leaves such out
 
     def __iter__(self) -> Iterator[Window]:
         while (window := self.next_window()) is not None:
@@ -79,23 +81,29 @@ class Planner:
 
     def next_window(self) -> Window | None:
         """Plan the next window; None if the data has ended. One without steps brought errors alone."""
-        step_tokens = self.row_length * self.accumulation * self.world_size
         errors, drawn, fruitless = [], 0, 0
+        self.left_out = 0
         while not self.sampler.ended and (len(self.waiting) < self.window or
-                                          sum(item.placed.length for item in self.waiting) < step_tokens):
+                                          self._rows_waiting() < self.accumulation * self.world_size):
             draws = self.sampler.draw(max(self.window - len(self.waiting), self.window // 4, 1))
             accepted = self._measure(draws, errors)
             self.waiting += accepted
             drawn += len(draws)
             fruitless = 0 if accepted else fruitless + len(draws)
             if fruitless >= self.window:  # let the loader count the errors, and stop if there are too many
-                return Window([], self.state_dict(), errors, drawn)
+                return Window([], self.state_dict(), errors, drawn, left_out=self.left_out)
         if not self.waiting:
-            return Window([], self.state_dict(), errors, drawn) if errors else None
+            return Window([], self.state_dict(), errors, drawn, left_out=self.left_out) if drawn else None
         steps = self._lay_out()
         self.windows += 1
         mine = [[row[self.rank] for row in step] for step in steps]
-        return Window(mine, self.state_dict(), errors, drawn, _key(steps))
+        return Window(mine, self.state_dict(), errors, drawn, _key(steps), self.left_out)
+
+    def _rows_waiting(self) -> int:
+        """How many rows the waiting samples fill."""
+        lengths = [item.placed.length for item in self.waiting]
+        return sum(length > self.row_length for length in lengths) + sum(
+            length for length in lengths if length <= self.row_length) // self.row_length
 
     def _measure(self, draws: list[Draw], errors: list[SampleError]) -> list[Waiting]:
         """What the draws will cost; tells the sampler, and collects what cannot be used."""
@@ -122,6 +130,7 @@ class Planner:
             measure, shrink = self._shrunk(draw, measure)
         if measure.length > self.row_length and source.oversize != 'own_row':
             if source.oversize == 'drop':
+                self.left_out += 1
                 return None
             raise SampleError(sample_name(draw, self.mixture), f'{measure.length} tokens do not fit a row of '
                               f'{self.row_length} (loader.row_length); nothing is ever cut', 'too_long')
@@ -151,7 +160,7 @@ class Planner:
         per_step = self.accumulation * self.world_size
         long = [item for item in self.waiting if item.placed.length > self.row_length]
         rest = [item for item in self.waiting if item.placed.length <= self.row_length]
-        rows = len(long) + sum(item.placed.length for item in rest) // self.row_length
+        rows = self._rows_waiting()
         rows -= rows % per_step
         if not rows:  # the end of the data: what is left, in one smaller step
             return [self._last_step(long, rest)]

@@ -30,7 +30,7 @@ from qvlkit.data.transforms.tokenize import Tokenize
 from qvlkit.data.transforms.write_regions import WriteRegions
 from qvlkit.data.video_readers.base import VideoInfo
 from qvlkit.data.video_readers.decoder import READERS, VideoDecoder
-from qvlkit.registry import TRANSFORMS, near_names
+from qvlkit.registry import TRANSFORMS, VIDEO_READERS, near_names
 from qvlkit.structures import (
     EncodedSample,
     Grid,
@@ -84,7 +84,12 @@ class Processor:
         self.tokenizer, self.geometry, self.seed = tokenizer, geometry, seed
         self.num_tokens, self.position_ids, self.plan = num_tokens, position_ids, plan
         self.all_limits = check_limits({**LIMITS, **limits})
-        decoder = VideoDecoder(tuple(video_readers), deadline=video_deadline)
+        if self.all_limits['max_frames'] < geometry.temporal_patch_size:
+            raise ValueError(f'processor.max_frames: {self.all_limits["max_frames"]} frames do not fill a patch of '
+                             f'{geometry.temporal_patch_size}')
+        modules = {VIDEO_READERS.get(name, config_key='processor.video_readers').__module__ for name in video_readers}
+        decoder = VideoDecoder(tuple(video_readers), deadline=video_deadline,
+                               modules=sorted(name for name in modules if not name.startswith('qvlkit.')))
         resize = ResizeMedia(geometry=geometry)
         self.transforms = {name: TRANSFORMS.build(part, config_key=f'processor.transforms.{name}')
                            if isinstance(part, dict) else part for name, part in (transforms or {}).items()}

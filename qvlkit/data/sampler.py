@@ -200,7 +200,13 @@ def described(state: dict, mixture: Mixture) -> dict[str, Any]:
             for source, drawn, tokens in zip(mixture.sources, state['drawn'], state['tokens'])}
 
 
-def same_mixture(mixture: Mixture) -> list[dict]:
-    """What must not change between a stop and a resume: names, sizes and settings of the sources."""
-    return [{**{f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name != 'dataset'},
-             'samples': len(source.dataset)} for source in mixture.sources]
+def same_mixture(mixture: Mixture) -> dict:
+    """What must not change between a stop and a resume: names, sizes and settings of the sources, and their shares."""
+    sources = [{**{f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name != 'dataset'},
+                'samples': len(source.dataset)} for source in mixture.sources]
+    return dict(sources=sources, shares=_weights_of(mixture))
+
+
+def _weights_of(mixture: Mixture) -> dict:
+    return dict(by=mixture.by, **{key: [mixture.weights[key], _weights_of(part) if isinstance(part, Mixture) else None]
+                                  for key, part in mixture.parts.items()})

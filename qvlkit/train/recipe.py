@@ -123,12 +123,11 @@ def build_processor(model: nn.Module, tokenizer: Any, settings: dict, *, seed: i
 
 def build_loader(dataset: Any, processor: Processor, model: nn.Module, stage: dict, **settings: Any) -> PackedLoader:
     """The loader of a stage: rows are evened out by what the model's parts say that a sample costs."""
-    mixture = as_mixture(dataset, 'shuffle' if stage['loader'].get('shuffle', True) else 'sequential')
     join = partial(collate, plan=model.vision_encoder.plan, geometry=model.geometry,
-                   sources=tuple(source.name for source in mixture.sources))
+                   sources=tuple(source.name for source in as_mixture(dataset).sources))
     trains = {part: (stage.get('parts') or {}).get(part, {}).get('trainable', True)
               for part in ('vision_encoder', 'merger', 'language_model')}
-    return PackedLoader(mixture, processor, join, cost=SampleCost(model, trains),
+    return PackedLoader(dataset, processor, join, cost=SampleCost(model, trains),
                         accumulation=stage.get('accumulation', 1), **{**stage['loader'], **settings})
 
 

@@ -301,3 +301,37 @@ def test_a_resume_with_other_data_or_other_packing_is_refused(change, word):
 def test_wrong_settings_are_named(settings, word):
     with pytest.raises(ValueError, match=word):
         loader(**settings)
+
+
+def test_with_workers_a_bad_sample_keeps_its_source_and_good_ones_between_bad_ones_count(tmp_path):
+    file = tmp_path / 'quarantine.jsonl'
+    stream = loader(Dataset(4000, broken=range(0, 4000, 200)), on_error='skip', max_bad_in_a_row=8, num_workers=2,
+                    quarantine=file)
+    steps(stream, 700)
+    assert stream.errors['bad_image'] > 8
+    assert {json.loads(line)['source'] for line in file.read_text().splitlines()} == {'file.json'}
+
+
+def test_long_samples_in_rows_of_their_own_leave_no_step_short():
+    data = Mixture(dict(a=dict(dataset=Dataset(lengths=[5, 6, 70]), oversize='own_row')))
+    for rows in itertools.islice(loader(data, accumulation=4, window=3), 12):
+        assert len(rows) == 4
+
+
+def test_samples_left_out_for_their_length_are_counted():
+    data = Mixture(dict(a=dict(dataset=Dataset(lengths=[5, 6, 70]), oversize='drop', epochs=1)))
+    stream = loader(data)
+    steps(stream, 100)
+    assert stream.left_out == 12 and stream.state_dict()['left_out'] == 12 and not stream.errors
+
+
+def test_a_mixture_is_not_left_unshuffled_without_a_word():
+    with pytest.raises(ValueError, match="loader.shuffle.*order='sequential'"):
+        loader(sources(), shuffle=False)
+
+
+def test_a_resume_with_other_weights_is_refused():
+    other = Mixture({name: dict(dataset=source.dataset, weight=1.0) for name, source in zip(
+        'abc', sources().sources)}, by='token')
+    with pytest.raises(ValueError, match='resume: shares was'):
+        loader(other).load_state_dict(loader(sources()).state_dict())

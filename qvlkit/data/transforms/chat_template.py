@@ -57,8 +57,11 @@ class ChatTemplate:
                                   'unknown_role')
             sample.segments = render_document(sample.turns[0].content)
         else:
-            sample.segments = render(sample.turns, add_vision_id=self.add_vision_id,
-                                     generation_prompt=self.generation_prompt)
+            try:
+                sample.segments = render(sample.turns, add_vision_id=self.add_vision_id,
+                                         generation_prompt=self.generation_prompt)
+            except ValueError as error:
+                raise SampleError(sample.id, str(error), 'unknown_role') from error
         return sample
 
 
