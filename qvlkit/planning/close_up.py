@@ -2,9 +2,10 @@
 
 Shape letters: T tokens, A position axes.
 """
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,41 +123,45 @@ def close_up(item: Item, mixture: Mixture, processor: Processor) -> CloseUp:
     return CloseUp(item, processor.placed(sample, epoch=draw.epoch), encoded, frames, roles)
 
 
-def choose(items: Sequence[Item], mixture: Mixture) -> Iterator[Item]:
-    """Planned samples, the most different first: of other kinds of media, then of other sources, then with regions or
-    without."""
-    groups: dict[tuple, list[Item]] = defaultdict(list)
-    for item in items[:LOOKED_AT]:
-        sample = mixture.sample(item.placed.draw.source, item.placed.draw.index)
-        kinds = {medium.kind for medium in sample.media()}
-        kind = next((name for name in ('video', 'image') if name in kinds), 'text')
-        has_regions = any(isinstance(part, Region) for turn in sample.turns for part in turn.content)
-        groups[kind, item.source, has_regions].append(item)
-    taken: dict[Any, int] = defaultdict(int)
-    while groups:
-        key = min(groups, key=lambda key: (
-            taken['kind', key[0]], taken['source', key[1]], taken[key], not key[2]))
-        yield groups[key].pop(0)
-        for part in (key, ('kind', key[0]), ('source', key[1])):
-            taken[part] += 1
-        if not groups[key]:
-            del groups[key]
-
-
 def close_ups(items: Sequence[Item], count: int, mixture: Mixture, processor: Processor
               ) -> Iterator[CloseUp | SampleError]:
-    """`count` close-ups, if so many samples can be encoded, and the errors of those that cannot, each with a source."""
-    found, failed = 0, 0
-    for item in choose(items, mixture) if count else ():
+    """Close-ups of `count` planned samples, if so many can be encoded, and the errors of those that cannot.
+
+    No sample comes twice, and the most different come first: of other kinds of media, then of other sources, then with
+    regions or without. Errors have a `source`.
+    """
+    groups, taken, failed = _groups(items, mixture), defaultdict(int), 0
+    while groups and taken['all'] < count and failed <= 4 * count:
+        key = min(groups, key=lambda key: (
+            taken['kind', key[0]], taken['source', key[1]], taken[key], not key[2]))
+        item = groups[key].popleft()
+        if not groups[key]:
+            del groups[key]
         try:
-            yield close_up(item, mixture, processor)
-            found += 1
+            found = close_up(item, mixture, processor)
         except SampleError as error:
             error.source = item.source
             failed += 1
             yield error
-        if found == count or failed > 4 * count:
-            return
+            continue
+        for part in ('all', key, ('kind', key[0]), ('source', key[1])):
+            taken[part] += 1
+        yield found
+
+
+def _groups(items: Sequence[Item], mixture: Mixture) -> dict[tuple[str, str, bool], deque[Item]]:
+    """(kind of media, source, whether it has regions) -> planned samples, each once, in order."""
+    groups: dict[tuple, deque[Item]] = defaultdict(deque)
+    once: dict[tuple, Item] = {}
+    for item in items:
+        once.setdefault((item.placed.draw.source, item.placed.draw.index), item)
+    for (source, index), item in islice(once.items(), LOOKED_AT):
+        sample = mixture.sample(source, index)
+        kinds = {medium.kind for medium in sample.media()}
+        kind = next((name for name in ('video', 'image') if name in kinds), 'text')
+        has_regions = any(isinstance(part, Region) for turn in sample.turns for part in turn.content)
+        groups[kind, item.source, has_regions].append(item)
+    return groups
 
 
 def _image_caption(medium: Media, regions: Sequence[Region]) -> str:

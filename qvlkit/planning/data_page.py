@@ -9,7 +9,7 @@ import numpy as np
 from qvlkit.planning.close_up import SHOWN, CloseUp
 from qvlkit.planning.flops import format_flops
 from qvlkit.planning.survey import Survey
-from qvlkit.report.page import Page, series_colour
+from qvlkit.report.page import LEGEND, Page, series_colour
 from qvlkit.structures import Media, SampleError
 
 ROWS_SHOWN = 40  # of the pack map
@@ -81,8 +81,8 @@ def data_page(title: str, survey: Survey, close_ups: Sequence[CloseUp], bad: Seq
     page.heading('Sources')
     page.table(*source_table(survey, bad), bold=0)
     page.text('asked: share of the draws by the weights of the config, at the start. by sample, by token: shares of '
-              'what was planned into rows. visual, targets: shares of the tokens. too long: left out because its source '
-              'says so (oversize).', soft=True)
+              'what was planned into rows. visual, targets: shares of the tokens. too long: left out because '
+              'its source says so (oversize).', soft=True)
     page.heading('Rows')
     page.table(('', 'value'), row_facts(survey), bold=0)
     _bad_samples(page, bad)
@@ -118,7 +118,8 @@ def _histograms(page: Page, survey: Survey) -> None:
     by_source = {name: survey.of_source(name) for name in survey.sources}
     lengths = {name: [item.placed.length for item in items] for name, items in by_source.items()}
     costs = {name: [item.cost for item in items] for name, items in by_source.items()}
-    page.legend(_colours(survey))
+    if len(survey.sources) > LEGEND:
+        page.legend(_colours(survey))
     page.histogram('Sample length', lengths, 'tokens', 'samples', log=_wide(lengths))
     power = 10 ** (3 * int(math.log10(max(max(map(max, filter(None, costs.values()))), 1)) // 3))
     unit = format_flops(power).split()[1]
@@ -142,11 +143,10 @@ def _close_up(page: Page, number: int, shown: CloseUp, tokenizer: Any) -> None:
     item, encoded = shown.item, shown.encoded
     draw = item.placed.draw
     page.heading(f'{number}. {item.id}', level=3)
-    page.text(f'source {item.source}; visit {draw.epoch}; {encoded.length:,} tokens, of which '
-              f'{int(encoded.is_target.sum()):,} targets and {sum(encoded.token_counts):,} visual; '
-              f'pictures shrunk to fit a row: '
-              f'{"no" if item.placed.shrink == 1.0 else f"to {_percent(item.placed.shrink)} of their area"}')
     media = shown.placed.media()
+    shrink = f'; shrink factor {item.placed.shrink:.3g}' if media else ''
+    page.text(f'source {item.source}; visit {draw.epoch}; {encoded.length:,} tokens, of which '
+              f'{int(encoded.is_target.sum()):,} targets and {sum(encoded.token_counts):,} visual{shrink}')
     if media:
         page.table(('medium', 'opened as', 'seen as', 'grid (t x h x w)', 'tokens', 'edits', 'limits'),
                    [(f'{index + 1}: {medium.kind}', _size(medium.source_size), _seen(medium),

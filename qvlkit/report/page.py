@@ -57,7 +57,7 @@ figure { margin: 0; }
 .picture.good figcaption { border-top-color: var(--good); }
 .picture.bad figcaption { border-top-color: var(--bad); }
 .pictures.large { grid-template-columns: repeat(auto-fill, minmax(min(23rem, 100%), 1fr)); }
-.large .frame { height: 23rem; }
+.large .frame { height: auto; } .large .frame svg { height: auto; max-height: 24rem; }
 .pictures.strip { display: flex; overflow-x: auto; gap: .6rem; padding-bottom: .5rem; }
 .strip .picture { flex: 0 0 13rem; } .strip .frame { height: 10rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .86rem; color: var(--soft); margin: .5rem 0; }
@@ -176,7 +176,7 @@ class Page:
         all_axes = figure.subplots(len(series), sharex=True, squeeze=False)[:, 0]
         for number, (axes, (name, (xs, ys))) in enumerate(zip(all_axes, series.items())):
             axes.plot(xs, ys, color=SERIES[number % len(SERIES)], linewidth=1.4)
-            axes.set_ylabel(name)
+            axes.set_ylabel(name, rotation=0, labelpad=10)
             axes.margins(x=0.01)
             _finish(axes, legend=False)
         all_axes[-1].set_xlabel(xlabel)
