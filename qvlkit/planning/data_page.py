@@ -121,7 +121,7 @@ def _histograms(page: Page, survey: Survey) -> None:
     if len(survey.sources) > LEGEND:
         page.legend(_colours(survey))
     page.histogram('Sample length', lengths, 'tokens', 'samples', log=_wide(lengths))
-    power = 10 ** (3 * int(math.log10(max(max(map(max, filter(None, costs.values()))), 1)) // 3))
+    power = 10 ** (3 * min(5, int(math.log10(max(1, *(cost for values in costs.values() for cost in values))) // 3)))
     unit = format_flops(power).split()[1]
     page.histogram('Sample cost', {name: [cost / power for cost in values] for name, values in costs.items()},
                    f'{unit} of a training step', 'samples', log=_wide(costs))

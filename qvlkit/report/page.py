@@ -228,7 +228,7 @@ class Page:
     def pictures(self, pictures: Iterable[Picture | tuple], *, layout: str = '') -> 'Page':
         """A grid of pictures: `Picture`s, or tuples of their fields. `layout`: 'large', or 'strip' for a line of them
         that scrolls."""
-        drawn = '\n'.join(picture_html(Picture(*picture)) for picture in pictures)
+        drawn = '\n'.join(picture_html(Picture(*picture), fine=layout == 'large') for picture in pictures)
         return self._add(f'<div class="{f"pictures {layout}".strip()}">\n{drawn}\n</div>')
 
     def html(self) -> str:

@@ -33,27 +33,27 @@ class Picture(NamedTuple):
     polygons: Sequence[Mark] = ()
 
 
-def picture_html(picture: Picture) -> str:
-    """The picture as an HTML figure."""
+def picture_html(picture: Picture, *, fine: bool = False) -> str:
+    """The picture as an HTML figure; `fine` for thinner marks, where it is shown large."""
     width, height = picture.image.size
-    unit = max(width, height) / 100
+    unit = max(width, height) / (180 if fine else 100)
     shapes = [f'<image width="{width}" height="{height}" href="{_image_uri(picture.image)}"/>']
     for coordinates, colour, label in picture.polygons:
         spots = _inside(coordinates, (width, height))
         corners = ' '.join(f'{x:g},{y:g}' for x, y in spots)
         shapes += _marked(f'polygon points="{corners}" fill-opacity=".15" stroke-width="{1.2 * unit:g}"', colour, label,
-                          spots[0], unit, filled=True)
+                          spots[0], unit, width, filled=True)
     for coordinates, colour, label in picture.boxes:
         spots = _inside(coordinates, (width, height))
         (x1, x2), (y1, y2) = (sorted(side) for side in zip(*spots))
         shapes += _marked(f'rect x="{x1:g}" y="{y1:g}" width="{x2 - x1:g}" height="{y2 - y1:g}" '
-                          f'stroke-width="{1.6 * unit:g}"', colour, label, (x1, y1), unit)
+                          f'stroke-width="{1.6 * unit:g}"', colour, label, (x1, y1), unit, width)
     for coordinates, colour, label in picture.points:
         (x, y), = _inside(coordinates, (width, height))
         shapes += _marked(f'circle cx="{x:g}" cy="{y:g}" r="{1.8 * unit:g}" stroke-width="{unit:g}"', colour, label,
-                          (x + 2.5 * unit, y), unit)
+                          (x, y - 2 * unit), unit, width)
         shapes += _marked(f'circle cx="{x:g}" cy="{y:g}" r="{0.5 * unit:g}" stroke-width="0"', colour, '', (x, y), unit,
-                          filled=True)
+                          width, filled=True)
     kind, mark = {None: ('', ''), True: (' good', '✓'), False: (' bad', '✗')}[picture.good]
     mark = f'<span class=mark>{mark}</span>' if mark else ''
     first, _, rest = html.escape(picture.caption).partition('\n')
@@ -66,13 +66,14 @@ def data_uri(data: bytes, kind: str) -> str:
     return f'data:{kind};base64,{base64.b64encode(data).decode()}'
 
 
-def _marked(shape: str, colour: str, label: str, spot: tuple[float, float], unit: float, filled: bool = False
-            ) -> list[str]:
-    """A shape in its colour, and its label near `spot`."""
+def _marked(shape: str, colour: str, label: str, spot: tuple[float, float], unit: float, width: int,
+            filled: bool = False) -> list[str]:
+    """A shape in its colour, and its label near `spot`: to its left near the right edge of a picture so wide."""
     colour = html.escape(COLOURS.get(colour, colour))
     drawn = [f'<{shape} fill="{colour if filled else "none"}" stroke="{colour}"/>']
     if label:
-        drawn.append(f'<text x="{spot[0]:g}" y="{max(spot[1] - unit, 6 * unit):g}" font-size="{6 * unit:g}" '
+        anchor = ' text-anchor="end"' if spot[0] > 0.8 * width else ''
+        drawn.append(f'<text x="{spot[0]:g}" y="{max(spot[1] - unit, 6 * unit):g}" font-size="{6 * unit:g}"{anchor} '
                      f'fill="{colour}" paint-order="stroke" stroke="#fff" stroke-width="{unit:g}">'
                      f'{html.escape(label)}</text>')
     return drawn
