@@ -150,10 +150,10 @@ def close_ups(items: Sequence[Item], count: int, mixture: Mixture, processor: Pr
 
 
 def _groups(items: Sequence[Item], mixture: Mixture) -> dict[tuple[str, str, bool], deque[Item]]:
-    """(kind of media, source, whether it has regions) -> planned samples, each once, in order."""
+    """(kind of media, source, whether it has regions) -> planned samples, each at its earliest visit only."""
     groups: dict[tuple, deque[Item]] = defaultdict(deque)
     once: dict[tuple, Item] = {}
-    for item in items:
+    for item in sorted(items, key=lambda item: item.placed.draw.epoch):
         once.setdefault((item.placed.draw.source, item.placed.draw.index), item)
     for (source, index), item in islice(once.items(), LOOKED_AT):
         sample = mixture.sample(source, index)

@@ -14,6 +14,7 @@ from qvlkit.structures import Media, SampleError
 
 ROWS_SHOWN = 40  # of the pack map
 REASONS_SHOWN = 20
+MEDIA_SHOWN = 4  # images of a sample, and videos
 ROLES = {'target (learned)': 'target', 'context': 'context', 'control token': 'control', 'visual token': 'visual'}
 
 
@@ -153,13 +154,15 @@ def _close_up(page: Page, number: int, shown: CloseUp, tokenizer: Any) -> None:
                      ' x '.join(map(str, medium.grid)), encoded.token_counts[index],
                      ', '.join(type(edit).__name__ for edit in medium.edits) or 'none',
                      _limits(medium, shown.placed.limits)) for index, medium in enumerate(media)])
-    images = [picture for index, medium in enumerate(media) if medium.kind == 'image'
-              for picture in shown.pictures(index)]
+    images, videos = ([index for index, medium in enumerate(media) if medium.kind == kind]
+                      for kind in ('image', 'video'))
     if images:
-        page.pictures(images, layout='large')
-    for index, medium in enumerate(media):
-        if medium.kind == 'video':
-            page.pictures(shown.pictures(index), layout='strip')
+        page.pictures([picture for index in images[:MEDIA_SHOWN] for picture in shown.pictures(index)], layout='large')
+    for index in videos[:MEDIA_SHOWN]:
+        page.pictures(shown.pictures(index), layout='strip')
+    hidden = sum(max(0, len(found) - MEDIA_SHOWN) for found in (images, videos))
+    if hidden:
+        page.text(f'and {hidden} more, which are not shown', soft=True)
     page.legend(ROLES)
     page.tokens(_token_pieces(shown, tokenizer))
     page.separate_plots(f'Position ids of sample {number}', shown.positions(), 'token')

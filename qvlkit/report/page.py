@@ -38,7 +38,7 @@ p.soft { color: var(--soft); font-size: .92rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; margin: .6rem 0; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: .85rem; }
 th, td { padding: .42rem 1.4rem .42rem 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
-td.number, th.number { text-align: right; }
+td.number, th.number { text-align: right; white-space: nowrap; }
 td strong { font-weight: 650; }
 figure { margin: 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem;
@@ -228,7 +228,8 @@ class Page:
     def pictures(self, pictures: Iterable[Picture | tuple], *, layout: str = '') -> 'Page':
         """A grid of pictures: `Picture`s, or tuples of their fields. `layout`: 'large', or 'strip' for a line of them
         that scrolls."""
-        drawn = '\n'.join(picture_html(Picture(*picture), fine=layout == 'large') for picture in pictures)
+        settings = {'large': dict(fine=True), 'strip': dict(side=400)}.get(layout, {})
+        drawn = '\n'.join(picture_html(Picture(*picture), **settings) for picture in pictures)
         return self._add(f'<div class="{f"pictures {layout}".strip()}">\n{drawn}\n</div>')
 
     def html(self) -> str:

@@ -33,11 +33,12 @@ class Picture(NamedTuple):
     polygons: Sequence[Mark] = ()
 
 
-def picture_html(picture: Picture, *, fine: bool = False) -> str:
-    """The picture as an HTML figure; `fine` for thinner marks, where it is shown large."""
+def picture_html(picture: Picture, *, fine: bool = False, side: int = STORED_SIDE) -> str:
+    """The picture as an HTML figure, stored with `side` pixels at most; `fine` for thinner marks, where it is shown
+    large."""
     width, height = picture.image.size
     unit = max(width, height) / (180 if fine else 100)
-    shapes = [f'<image width="{width}" height="{height}" href="{_image_uri(picture.image)}"/>']
+    shapes = [f'<image width="{width}" height="{height}" href="{_image_uri(picture.image, side)}"/>']
     for coordinates, colour, label in picture.polygons:
         spots = _inside(coordinates, (width, height))
         corners = ' '.join(f'{x:g},{y:g}' for x, y in spots)
@@ -85,11 +86,11 @@ def _inside(coordinates: Sequence[float], size: tuple[int, int]) -> list[tuple[f
     return list(zip(values[::2], values[1::2]))
 
 
-def _image_uri(image: Image.Image) -> str:
+def _image_uri(image: Image.Image, side: int) -> str:
     image = image.convert('RGB')
-    if max(image.size) > STORED_SIDE:
+    if max(image.size) > side:
         image = image.copy()
-        image.thumbnail((STORED_SIDE, STORED_SIDE))
+        image.thumbnail((side, side))
     png = _encoded(image, 'png')
     if len(png) > PNG_BYTES:
         jpeg = _encoded(image, 'jpeg', quality=85)

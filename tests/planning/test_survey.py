@@ -1,14 +1,18 @@
 """What is told of planned rows, on numbers that can be checked by hand."""
+import dataclasses
 from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from qvlkit.data.planner import Placed
 from qvlkit.data.sampler import Draw
+from qvlkit.data.tokenizers import StandInTokenizer
+from qvlkit.planning.close_up import CloseUp
 from qvlkit.planning.data_page import data_page, row_facts, source_table
 from qvlkit.planning.survey import Item, Survey
-from qvlkit.structures import SampleError
+from qvlkit.structures import EncodedSample, Media, Sample, SampleError, Turn
 
 
 def item(source, length, cost, visual=0):
@@ -49,3 +53,16 @@ def test_a_page_without_close_ups_and_with_many_sources(count):
     assert 'torn: 25' in text and 'reason 19' in text and 'reason 20' not in text and 'and 5 more' in text
     assert 'None was asked for' in text and text.count('<i style="width') == 4
     assert text.count('<div class=legend>') == (2 if count > 8 else 1)
+
+
+def test_of_many_pictures_the_first_are_shown():
+    medium = Media('image', None, size=(28, 28), source_size=(28, 28), grid=(1, 2, 2))
+    limits = dict(min_pixels=1, max_pixels=2)
+    sample = Sample('s', [Turn('user', [dataclasses.replace(medium) for _ in range(6)])], limits=limits)
+    encoded = EncodedSample('s', torch.arange(6), torch.zeros(6, dtype=torch.bool), torch.arange(6).repeat(3, 1), [], [],
+                            ['image'] * 6, [1] * 6, torch.arange(6))
+    shown = CloseUp(item('a', 6, 1.0), sample, encoded, [np.zeros((1, 28, 28, 3), np.uint8)] * 6,
+                    np.array(['visual'] * 6))
+    text = data_page('t', small_survey(), [shown], [], StandInTokenizer(512)).html()
+    assert text.count('<image ') == 4 and 'and 2 more, which are not shown' in text
+    assert '6: image' in text and 'min_pixels=1, max_pixels=2' in text and 'shrink factor 1' in text
