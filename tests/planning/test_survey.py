@@ -59,8 +59,8 @@ def test_of_many_pictures_the_first_are_shown():
     medium = Media('image', None, size=(28, 28), source_size=(28, 28), grid=(1, 2, 2))
     limits = dict(min_pixels=1, max_pixels=2)
     sample = Sample('s', [Turn('user', [dataclasses.replace(medium) for _ in range(6)])], limits=limits)
-    encoded = EncodedSample('s', torch.arange(6), torch.zeros(6, dtype=torch.bool), torch.arange(6).repeat(3, 1), [], [],
-                            ['image'] * 6, [1] * 6, torch.arange(6))
+    encoded = EncodedSample('s', torch.arange(6), torch.zeros(6, dtype=torch.bool), torch.arange(6).repeat(3, 1), [],
+                            [], ['image'] * 6, [1] * 6, torch.arange(6))
     shown = CloseUp(item('a', 6, 1.0), sample, encoded, [np.zeros((1, 28, 28, 3), np.uint8)] * 6,
                     np.array(['visual'] * 6))
     text = data_page('t', small_survey(), [shown], [], StandInTokenizer(512)).html()
