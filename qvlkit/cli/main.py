@@ -9,6 +9,7 @@ from typing import Any
 TOOLS = {
     'train': 'Train the stages of a config, one after the other',
     'convert': 'Turn a Hugging Face checkpoint into one of ours, or back',
+    'inspect_data': 'Show what a model is given: samples, tokens, packing, as a page',
     'pack_lmdb': 'Pack conversations and their media into an LMDB store',
     'list_parts': 'List the registered parts that a config can name',
 }

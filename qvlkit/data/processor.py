@@ -125,7 +125,7 @@ class Processor:
         Raises:
             SampleError: A medium cannot be used, a box is wrong, or there is nothing to answer.
         """
-        sample = self._planned(sample, epoch, generation_prompt)
+        sample = self.written(sample, epoch=epoch, generation_prompt=generation_prompt)
         sample = self._run({'cut_patches': self.cut_patches}, sample, epoch)
         media, tokens = sample.media(), sample.tokens
         counts = [self.num_tokens(medium.grid) for medium in media]
@@ -140,9 +140,29 @@ class Processor:
             kinds=[medium.kind for medium in media], token_counts=counts,
             visual_rows=torch.from_numpy(tokens.visual_rows), source=sample.source, extra=sample.extra)
 
+    def placed(self, sample: Sample, *, epoch: int = 0, augment: bool = True) -> Sample:
+        """A private copy whose pictures have their final size, grid and frames, and whose regions are still regions, in
+        the space 'pixels' of the picture as the model sees it. No pixel is decoded."""
+        steps = self.geometry_steps
+        if not augment:
+            steps = {name: step for name, step in steps.items()
+                     if name not in self.transforms or not getattr(step, 'random', True)}
+        return self._run(steps, self._copy(sample), epoch)
+
+    def written(self, sample: Sample, *, epoch: int = 0, generation_prompt: bool = False) -> Sample:
+        """As `placed`, with regions as text, and with `segments` and `tokens`: all that needs no pixel."""
+        if generation_prompt and sample.turns and sample.turns[-1].role == 'assistant':
+            raise SampleError(sample.id, 'a prompt for generation ends with an assistant turn', 'answer_in_prompt')
+        steps = self.text_steps
+        if generation_prompt:
+            template = ChatTemplate(add_vision_id=self.template.add_vision_id, generation_prompt=True)
+            steps = {**steps, 'template': template}
+        # A question is asked as it is: nothing is drawn.
+        return self._run(steps, self.placed(sample, epoch=epoch, augment=not generation_prompt), epoch)
+
     def measure(self, sample: Sample, *, epoch: int = 0) -> Measure:
         """What `encode` will give, counted from headers and text, without decoding a pixel; SampleError as there."""
-        sample = self._planned(sample, epoch, False)
+        sample = self.written(sample, epoch=epoch)
         return Measure(len(sample.tokens.token_ids), int(sample.tokens.is_target[1:].sum()),
                        tuple(medium.grid for medium in sample.media()))
 
@@ -162,7 +182,7 @@ class Processor:
 
     def shrunk_limits(self, sample: Sample, factor: float, *, epoch: int = 0) -> dict:
         """Limits of the sample under which its largest pictures have `factor` of their area."""
-        planned = self._run(self.geometry_steps, self._copy(sample), epoch)
+        planned = self.placed(sample, epoch=epoch)
         limits = dict(sample.limits)
         for kind, prefix in (('image', ''), ('video', 'video_')):
             areas = [medium.size[0] * medium.size[1] for medium in planned.media() if medium.kind == kind]
@@ -203,20 +223,6 @@ class Processor:
     def stop_ids(self) -> list[int]:
         """Token ids that end an answer."""
         return [self.tokenizer.special_id(TURN_END), self.tokenizer.special_id('<|endoftext|>')]
-
-    def _planned(self, sample: Sample, epoch: int, generation_prompt: bool) -> Sample:
-        """A private copy of the sample, through every step that needs no pixel."""
-        if generation_prompt and sample.turns and sample.turns[-1].role == 'assistant':
-            raise SampleError(sample.id, 'a prompt for generation ends with an assistant turn', 'answer_in_prompt')
-        geometry_steps, steps = self.geometry_steps, self.text_steps
-        if generation_prompt:  # a question is asked as it is: nothing is drawn
-            geometry_steps = {name: step for name, step in geometry_steps.items()
-                              if name not in self.transforms or not getattr(step, 'random', True)}
-        sample = self._run(geometry_steps, self._copy(sample), epoch)
-        if generation_prompt:
-            template = ChatTemplate(add_vision_id=self.template.add_vision_id, generation_prompt=True)
-            steps = {**steps, 'template': template}
-        return self._run(steps, sample, epoch)
 
     def _copy(self, sample: Sample) -> Sample:
         turns = [Turn(turn.role, [dataclasses.replace(item) if isinstance(item, Media) else item

@@ -1,40 +1,44 @@
-"""The one writer of reports: a self-contained HTML page of text, tables, plots and pictures with boxes.
+"""The one writer of reports: a self-contained HTML page of text, tables, plots, tokens and pictures with boxes.
 
 Everything is inlined, so that a page can be mailed or kept beside a checkpoint, and all text is escaped. Colours follow
 the reader's light or dark setting.
 """
-import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from PIL import Image
+from qvlkit.report.picture import Picture, data_uri, picture_html
 
 SERIES = ('#3b7dd8', '#e08a1e', '#8a8f98', '#2f9e62', '#b5508f', '#6a5acd')  # of plots, on white and black
-COLOURS = {'green': '#22a35a', 'red': '#e5484d', 'blue': '#3b7dd8', 'orange': '#e08a1e'}  # of boxes
 INK = '#808790'  # of axes: a middle grey for both settings
+LEGEND = 8  # series that a plot names, at most
+TOKEN_CLASSES = ('target', 'control', 'visual', 'context')
 EDGE = '#b9bec6'  # of intervals, which lie half on a bar
 
 STYLE = '''
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #60666e; --ground: #fbfbfa; --card: #fff; --line: #e3e4e6;
-  --good: #1a8a4a; --bad: #cf3238; }
+  --good: #1a8a4a; --bad: #cf3238; --target: #b9e8c8; --control: #d9dce0; --visual: #f9ddb3; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e9ea; --soft: #9aa0a8; --ground: #16181b; --card: #1e2125;
-  --line: #32363c; --good: #4cc07c; --bad: #f0696d; } }
+  --line: #32363c; --good: #4cc07c; --bad: #f0696d; --target: #1d5c37; --control: #3a4048;
+  --visual: #6b4a13; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif; }
 main { max-width: 66rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -.01em; margin: 0 0 .6rem; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .7rem; }
+h3 { font-size: 1.02rem; margin: 2.2rem 0 .5rem; padding-top: 1.1rem; border-top: 1px solid var(--line);
+  overflow-wrap: anywhere; }
 p { margin: .4rem 0; max-width: 46rem; }
 p.soft { color: var(--soft); font-size: .92rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; margin: .6rem 0; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: .85rem; }
 th, td { padding: .42rem 1.4rem .42rem 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
-td.number, th.number { text-align: right; }
+td.number, th.number { text-align: right; white-space: nowrap; }
 td strong { font-weight: 650; }
 figure { margin: 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem;
@@ -52,22 +56,30 @@ figure { margin: 0; }
   white-space: pre-line; overflow-wrap: anywhere; border-top: 3px solid var(--line); }
 .picture.good figcaption { border-top-color: var(--good); }
 .picture.bad figcaption { border-top-color: var(--bad); }
+.pictures.large { grid-template-columns: repeat(auto-fill, minmax(min(23rem, 100%), 1fr)); }
+.large .frame { height: auto; } .large .frame svg { height: auto; max-height: 24rem; }
+.pictures.strip { display: flex; overflow-x: auto; gap: .6rem; padding-bottom: .5rem; }
+.strip .picture { flex: 0 0 13rem; } .strip .frame { height: 10rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .86rem; color: var(--soft); margin: .5rem 0; }
+.legend i { display: inline-block; width: .8rem; height: .8rem; border-radius: 3px; margin-right: .4rem;
+  vertical-align: -.08rem; border: 1px solid var(--line); }
+.strips { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem;
+  margin: .6rem 0; }
+.strips div { display: flex; height: 15px; margin: 3px 0; border-radius: 3px; overflow: hidden;
+  background: repeating-linear-gradient(135deg, var(--line) 0 2px, transparent 2px 6px); }
+.strips i { display: block; height: 100%; box-shadow: inset -1px 0 var(--card); }
+.strips i:hover { filter: brightness(1.25); }
+.tokens { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem;
+  margin: .6rem 0; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 26rem; overflow-y: auto;
+  font: .84rem/1.75 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+.tokens i { font-style: normal; border-radius: 3px; padding: .08rem 0; }
+.tokens i:hover { outline: 1px solid var(--ink); }
+i.target { background: var(--target); } i.control { background: var(--control); color: var(--soft); }
+i.visual { background: var(--visual); } .tokens em { color: var(--soft); }
 figcaption b { color: var(--ink); font-weight: 600; }
 .mark { float: right; font-weight: 700; margin-left: .5rem; }
 .good .mark { color: var(--good); } .bad .mark { color: var(--bad); }
 '''
-
-
-class Picture(NamedTuple):
-    """A picture with its caption (lines are kept, the first one is set bold) and boxes.
-
-    boxes: ((x1, y1, x2, y2) in pixels of the picture, colour name or CSS colour, label or '').
-    good: True or False draws a right or wrong mark; None draws none.
-    """
-    image: Image.Image
-    caption: str = ''
-    boxes: Sequence[tuple[Sequence[float], str, str]] = ()
-    good: bool | None = None
 
 
 class Page:
@@ -81,9 +93,9 @@ class Page:
         self.title = title
         self._blocks: list[str] = []
 
-    def heading(self, text: str) -> 'Page':
-        """A section's title."""
-        return self._add(f'<h2>{html.escape(text)}</h2>')
+    def heading(self, text: str, *, level: int = 2) -> 'Page':
+        """A section's title; level 3 for a part of a section."""
+        return self._add(f'<h{level}>{html.escape(text)}</h{level}>')
 
     def text(self, text: str, *, soft: bool = False) -> 'Page':
         """A paragraph; `soft` for a side remark."""
@@ -156,10 +168,69 @@ class Page:
         _finish(axes, legend=True, grid='x')
         return self._plot(title, figure, 'plot full')
 
-    def pictures(self, pictures: Iterable[Picture | tuple]) -> 'Page':
-        """A grid of pictures: `Picture`s, or tuples of their fields."""
-        return self._add('<div class=pictures>\n' + '\n'.join(_figure(Picture(*picture)) for picture in pictures) +
-                         '\n</div>')
+    def separate_plots(self, title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+                       xlabel: str = '') -> 'Page':
+        """Lines as in `plot`, each on axes of its own, one below the other over the same xs."""
+        from matplotlib.figure import Figure
+        figure = Figure(figsize=(10.4, 0.5 + 0.95 * len(series)), layout='constrained')
+        all_axes = figure.subplots(len(series), sharex=True, squeeze=False)[:, 0]
+        for number, (axes, (name, (xs, ys))) in enumerate(zip(all_axes, series.items())):
+            axes.plot(xs, ys, color=SERIES[number % len(SERIES)], linewidth=1.4)
+            axes.set_ylabel(name, rotation=0, labelpad=10)
+            axes.margins(x=0.01)
+            _finish(axes, legend=False)
+        all_axes[-1].set_xlabel(xlabel)
+        return self._plot(title, figure, 'plot full')
+
+    def histogram(self, title: str, values: Mapping[str, Sequence[float]], xlabel: str = '', ylabel: str = '', *,
+                  bins: int = 40, log: bool = False) -> 'Page':
+        """How often values occur: series -> values, stacked in the colours of `series_colour`; `log` for widths of bins
+        that grow with the values, which are above 0 then."""
+        from matplotlib.figure import Figure
+        figure = Figure(figsize=(6.4, 3.1), layout='constrained')
+        axes = figure.add_subplot()
+        axes.hist([list(series) for series in values.values()], _edges(values.values(), bins, log), stacked=True,
+                  color=[series_colour(number) for number in range(len(values))], label=list(values))
+        if log:
+            axes.set_xscale('log')
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        _finish(axes, legend=1 < len(values) <= LEGEND)
+        return self._plot(title, figure)
+
+    def legend(self, colours: Mapping[str, str]) -> 'Page':
+        """Names with a patch of their CSS colour, or of the token class ('target', 'control', 'visual', 'context')."""
+        entries = []
+        for name, colour in colours.items():
+            look = f'class={colour}' if colour in TOKEN_CLASSES else f'style="background:{html.escape(colour)}"'
+            entries.append(f'<span><i {look}></i>{html.escape(name)}</span>')
+        return self._add(f'<div class=legend>{"".join(entries)}</div>')
+
+    def strips(self, rows: Iterable[Sequence[tuple[float, str, str]]], total: float) -> 'Page':
+        """A bar for each row: (length, CSS colour, title) of each piece of it; what lacks to `total` stays hatched."""
+        lines = []
+        for row in rows:
+            full = max(total, sum(length for length, _, _ in row))
+            lines.append('<div>' + ''.join(
+                f'<i style="width:{100 * length / full:.3f}%;background:{html.escape(colour)}" '
+                f'title="{html.escape(title)}"></i>' for length, colour, title in row) + '</div>')
+        return self._add('<div class=strips>\n' + '\n'.join(lines) + '\n</div>')
+
+    def tokens(self, pieces: Iterable[tuple[str, str, str]]) -> 'Page':
+        """Text token by token: (text, class, title) with a class of TOKEN_CLASSES, or '' for a remark between them."""
+        lines = []
+        for text, kind, title in pieces:
+            text = html.escape(text)
+            lines.append(f'<i class={kind} title="{html.escape(title)}">{text}</i>' if kind in TOKEN_CLASSES
+                         else f'<em>{text}</em>')
+        return self._add(f'<div class=tokens>{"".join(lines)}</div>')
+
+    def pictures(self, pictures: Iterable[Picture | tuple], *, layout: str = '') -> 'Page':
+        """A grid of pictures: `Picture`s, or tuples of their fields. `layout`: 'large', or 'strip' for a line of them
+        that scrolls."""
+        settings = {'large': dict(fine=True), 'strip': dict(side=400)}.get(layout, {})
+        drawn = '\n'.join(picture_html(Picture(*picture), **settings) for picture in pictures)
+        return self._add(f'<div class="{f"pictures {layout}".strip()}">\n{drawn}\n</div>')
 
     def html(self) -> str:
         """The whole page."""
@@ -192,8 +263,31 @@ class Page:
         with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': title}):  # small, and the same for the same data
             figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None})
         return self._add(f'<figure class="{kind}"><figcaption>{html.escape(title)}</figcaption>'
-                         f'<img alt="{html.escape(title)}" src="{_data_uri(buffer.getvalue(), "image/svg+xml")}">'
+                         f'<img alt="{html.escape(title)}" src="{data_uri(buffer.getvalue(), "image/svg+xml")}">'
                          '</figure>')
+
+
+def series_colour(number: int) -> str:
+    """CSS colour of series `number`: those of plots first, then as many as are asked for."""
+    if number < len(SERIES):
+        return SERIES[number]
+    import colorsys
+    red, green, blue = colorsys.hls_to_rgb(number * 0.381966 % 1, 0.45 + 0.12 * (number % 3), 0.45)
+    return f'#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}'
+
+
+def _edges(series: Iterable[Sequence[float]], bins: int, log: bool) -> list[float]:
+    """Edges of a histogram's bins over all series; bins of whole numbers are whole numbers wide."""
+    values = [value for one in series for value in one] or [0]
+    low, high = float(min(values)), float(max(values))
+    if log:
+        ratio = max(high / low, 1.01)
+        return [low * ratio ** (i / bins) for i in range(bins + 1)]
+    if all(float(value).is_integer() for value in values):
+        step = max(1, math.ceil((high - low + 1) / bins))
+        return [low - 0.5 + step * i for i in range(math.ceil((high - low + 1) / step) + 1)]
+    width = (high - low or abs(high) or 1.0) / bins
+    return [low + width * i for i in range(bins + 1)]
 
 
 def _finish(axes: Any, *, legend: bool, grid: str = 'y') -> None:
@@ -210,33 +304,6 @@ def _finish(axes: Any, *, legend: bool, grid: str = 'y') -> None:
     if legend:
         axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=4, loc='lower left', bbox_to_anchor=(0, 1.0),
                     borderaxespad=0.2)
-
-
-def _figure(picture: Picture) -> str:
-    width, height = picture.image.size
-    buffer = io.BytesIO()
-    picture.image.convert('RGB').save(buffer, 'png')
-    shapes = [f'<image width="{width}" height="{height}" href="{_data_uri(buffer.getvalue(), "image/png")}"/>']
-    unit = max(width, height) / 100
-    for (x1, y1, x2, y2), colour, label in picture.boxes:
-        x1, x2 = sorted(min(max(float(x), 0.0), width) for x in (x1, x2))
-        y1, y2 = sorted(min(max(float(y), 0.0), height) for y in (y1, y2))
-        colour = html.escape(COLOURS.get(colour, colour))
-        shapes.append(f'<rect x="{x1:g}" y="{y1:g}" width="{x2 - x1:g}" height="{y2 - y1:g}" fill="none" '
-                      f'stroke="{colour}" stroke-width="{1.6 * unit:g}"/>')
-        if label:
-            shapes.append(f'<text x="{x1:g}" y="{max(y1 - unit, 6 * unit):g}" font-size="{6 * unit:g}" '
-                          f'fill="{colour}" paint-order="stroke" stroke="#fff" stroke-width="{unit:g}">'
-                          f'{html.escape(label)}</text>')
-    kind, mark = {None: ('', ''), True: (' good', '✓'), False: (' bad', '✗')}[picture.good]
-    mark = f'<span class=mark>{mark}</span>' if mark else ''
-    first, _, rest = html.escape(picture.caption).partition('\n')
-    return (f'<figure class="picture{kind}"><div class=frame><svg viewBox="0 0 {width} {height}" role=img>'
-            f'{"".join(shapes)}</svg></div><figcaption>{mark}<b>{first}</b>\n{rest}</figcaption></figure>')
-
-
-def _data_uri(data: bytes, kind: str) -> str:
-    return f'data:{kind};base64,{base64.b64encode(data).decode()}'
 
 
 def _cell(value: Any) -> str:

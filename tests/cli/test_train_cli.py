@@ -46,7 +46,7 @@ def run(*arguments, cwd):
                           stdin=subprocess.DEVNULL, env={**os.environ, 'PYTHONPATH': ''}, check=False)
 
 
-@pytest.mark.parametrize('tool', ['train', 'list_parts', 'convert'])
+@pytest.mark.parametrize('tool', ['train', 'list_parts', 'convert', 'inspect_data'])
 def test_help_answers_in_three_seconds_from_any_folder(tmp_path, tool):
     start = time.perf_counter()
     result = run(ROOT / 'tools' / f'{tool}.py', '--help', cwd=tmp_path)

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from qvlkit.data.transforms.patchify import patchify_image, patchify_video
+from qvlkit.data.transforms.patchify import patchify_image, patchify_video, unpatchify
 from qvlkit.structures import VisionGeometry
 
 
@@ -44,3 +44,23 @@ def test_an_odd_video_repeats_its_last_frame():
 def test_refuses_sizes_that_do_not_fit():
     with pytest.raises(ValueError, match='multiples of 28'):
         patchify_image(np.zeros((28, 30, 3), dtype=np.uint8), VisionGeometry(14, 2, 2))
+
+
+@pytest.mark.parametrize('side, merge, depth', [(14, 2, 2), (4, 1, 1), (2, 4, 3), (3, 2, 1)])
+def test_the_inverse_gives_the_pixels_back(side, merge, depth):
+    geometry = VisionGeometry(side, depth, merge)
+    random = np.random.default_rng(2)
+    frames = random.integers(0, 256, (2 * depth, side * merge * 3, side * merge * 2, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(unpatchify(*patchify_video(frames, geometry), geometry), frames)
+    np.testing.assert_array_equal(unpatchify(*patchify_image(frames[0], geometry), geometry), frames[:1])
+
+
+def test_the_inverse_shows_the_repeated_frame_and_refuses_another_grid():
+    geometry = VisionGeometry(2, 2, 2)
+    frames = np.random.default_rng(3).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    patches, grid = patchify_video(frames, geometry)
+    np.testing.assert_array_equal(unpatchify(patches, grid, geometry), np.stack([*frames, frames[2]]))
+    with pytest.raises(ValueError, match='expected 4 patches of 3 x 2 x 2'):
+        unpatchify(patches, (1, 2, 2), geometry)
+    with pytest.raises(ValueError, match='got'):
+        unpatchify(patches[:, :-1], grid, geometry)
