@@ -25,9 +25,9 @@ COLORS = ('bgr', 'rgb')
 class MMCVTransform:
     """Run a transform that MMCV registers on each image of a sample. It may draw from numpy's and Python's randomness.
 
-    MMCV gets `img` (H, W, 3) uint8, `img_shape`, `ori_shape`, `gt_bboxes` (n, 4), `gt_bboxes_labels` (n,), the number of
-    each box among the picture's, and `gt_keypoints` (m, 1, 3): points and corners of outlines, each a thing of its own.
-    A region of which nothing is left leaves the sample.
+    MMCV gets `img` (H, W, 3) uint8, `img_shape`, `ori_shape`, `gt_bboxes` (n, 4), `gt_bboxes_labels` (n,), the number
+    of each box among the picture's, and `gt_keypoints` (m, 1, 3): points and corners of outlines, each a thing of its
+    own. A region of which nothing is left leaves the sample.
 
     Args:
         transform: MMCV's config, such as dict(type='RandomFlip', prob=0.5); those inside it too are MMCV's.
