@@ -27,7 +27,7 @@ class SampleError(ValueError):
         self.sample_id, self.reason, self.kind = sample_id, reason, kind
 
     def __reduce__(self):
-        return type(self), (self.sample_id, self.reason, self.kind)
+        return type(self), (self.sample_id, self.reason, self.kind), self.__dict__  # with what was noted on it later
 
 
 @dataclass(frozen=True)
