@@ -77,12 +77,12 @@ def step_line(number, rows):
 
 def child(folder, workers, out, state):
     """Iterate up to STEPS, from `state` if it is given; note each step, and the state behind it, on the disk."""
-    loader, number = mixed_loader(folder, workers), 0
+    loader, done = mixed_loader(folder, workers), 0
     if state:
-        number, saved = json.loads(Path(state).read_text())
+        done, saved = json.loads(Path(state).read_text())
         loader.load_state_dict(saved)
     with open(f'{out}.steps', 'w') as steps, open(f'{out}.states', 'w') as states:
-        for number, rows in enumerate(islice(loader, STEPS - number), start=number + 1):
+        for number, rows in enumerate(islice(loader, STEPS - done), start=done + 1):
             for file, line in ((steps, step_line(number, rows)), (states, json.dumps([number, loader.state_dict()]))):
                 file.write(line + '\n')
                 file.flush()
