@@ -20,8 +20,9 @@ from qvlkit.config import load_config
 from qvlkit.data.datasets.conversation import ConversationDataset
 from qvlkit.data.datasets.mixture import Mixture
 from qvlkit.data.tokenizers import StandInTokenizer
+from qvlkit.data.video_readers.decoder import VideoDecoder
 from qvlkit.models.builder import build_model
-from qvlkit.structures import SampleError
+from qvlkit.structures import Media, Sample, SampleError, Turn
 from qvlkit.train.recipe import build_loader, build_processor
 
 ROOT = Path(__file__).parents[2]
@@ -232,3 +233,74 @@ def test_a_sample_that_breaks_between_stop_and_resume_is_named(tmp_path, on_erro
     second.load_state_dict(state)
     with pytest.raises(ValueError, match=r'resume: .*cannot be read now \(shard\.tar\[41\]: '):
         list(islice(second, 2))
+
+
+SPINNING = '''
+import itertools
+from qvlkit.data.video_readers.pyav import PyAVReader
+from qvlkit.registry import VIDEO_READERS
+
+@VIDEO_READERS.register_module()
+class SpinningAtSome(PyAVReader):
+    """Hangs, deaf to signals, in files of one name."""
+    def __init__(self, path):
+        super().__init__(path)
+        self.path = path
+
+    def frames(self, indices):
+        if 'spin' in self.path:
+            sum(itertools.repeat(0))
+        yield from super().frames(indices)
+'''
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_bad_videos_go_to_the_quarantine_and_the_workers_live_on(clips, tmp_path, monkeypatch, workers):
+    """One hangs while it is decoded, one is cut so that it cannot be opened, one is a page of HTML."""
+    (tmp_path / 'spinning_at_some.py').write_text(SPINNING)
+    monkeypatch.syspath_prepend(tmp_path)
+    good = clips.write(tmp_path / 'good.mp4', 25, 25).read_bytes()
+    for name, content in (('spin', good), ('cut', good[:300]), ('page', b'<!DOCTYPE html>')):
+        (tmp_path / f'{name}.mp4').write_bytes(content)
+    names = ['good', 'spin', 'good', 'cut', 'page', *['good'] * 6]
+    (tmp_path / 'v.json').write_text(json.dumps([talk('<video>', 'x', video=f'{name}.mp4') for name in names]))
+    data = Mixture(dict(v=dict(dataset=ConversationDataset(str(tmp_path / 'v.json')), epochs=1)))
+    loader = make_loader(data, workers, on_error='skip', quarantine=tmp_path / 'quarantine.jsonl', row_length=6000)
+    decoder = VideoDecoder(('SpinningAtSome',), deadline=3, modules=['spinning_at_some'])
+    loader.processor.cut_patches.decoder = loader.processor.geometry_steps['open'].decoder = decoder
+    ids = [name for rows in loader for row in rows for name in row.sample_ids]
+    decoder.close()
+    rows = [json.loads(line) for line in (tmp_path / 'quarantine.jsonl').read_text().splitlines()]
+    assert {(row['sample'], row['kind']) for row in rows} == {
+        ('v.json[1]', 'video_timeout'), ('v.json[3]', 'bad_video'), ('v.json[4]', 'bad_video')}
+    assert len(rows) == 3 and loader.errors == dict(bad_video=2, video_timeout=1)
+    assert set(ids) == {f'v.json[{index}]' for index, name in enumerate(names) if name == 'good'}
+    assert len(ids) == 9  # the hung one was replaced
+
+
+def test_paths_and_addresses_that_are_refused_are_counted_by_kind(tmp_path):
+    Image.new('RGB', (56, 56)).save(tmp_path / 'a.png')
+    bad = {'../../etc/passwd': 'path_refused', '/etc/passwd': 'path_refused', '%2e%2e/a.png': 'missing_media',
+           'A.PNG': 'missing_media', 'a.png\0': 'path_refused', 'file:///etc/passwd': 'url_refused',
+           'http://169.254.169.254/latest': 'url_refused', 'https://example.org/a.png': 'url_refused'}
+    (tmp_path / 'x.json').write_text(json.dumps([talk('<image>', 'x', image=name) for name in [*bad, 'a.png']]))
+    loader = make_loader(Mixture(dict(x=dict(dataset=ConversationDataset(str(tmp_path / 'x.json')), epochs=1))),
+                         on_error='skip', quarantine=tmp_path / 'quarantine.jsonl')
+    assert [row.sample_ids for rows in loader for row in rows] == [('x.json[8]',)]
+    assert loader.errors == dict(path_refused=3, missing_media=2, url_refused=3)
+    assert len((tmp_path / 'quarantine.jsonl').read_text().splitlines()) == len(bad)
+
+
+def test_a_picture_whose_content_has_another_size_than_its_header_said_is_a_bad_sample(tmp_path):
+    """The placeholders are counted from the header: as many patches must follow, or they would land in other rows."""
+    class Lying:
+        size = (56, 84)
+
+        def draw(self):
+            return Image.new('RGB', (84, 84))
+    model = build_model(load_config('qwen25vl_tiny')['model'], vocab_size=400, device='meta')
+    processor = build_processor(model, StandInTokenizer(400), {})
+    sample = Sample('x.json[3]', [Turn('user', [Media('image', Lying())]), Turn('assistant', ['x'])])
+    assert processor.measure(sample).grids == ((1, 6, 4),)
+    with pytest.raises(SampleError, match=r'x.json\[3\]: a picture of 84 x 84 pixels whose header says 56 x 84'):
+        processor.encode(sample)
