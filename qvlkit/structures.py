@@ -60,7 +60,7 @@ class MediaSize:
     width, height: pixels of the upright picture. frames: decodable frames of a video, 0 for an image. seconds: how long
     the video lasts, its last frame included.
     """
-    kind: str  # 'image' or 'video'
+    kind: str  # 'image', 'video' (a file of steady rate), or 'frames' (a video given as its frames)
     width: int
     height: int
     frames: int = 0

@@ -65,7 +65,7 @@ def test_commands_parse_and_their_overrides_are_accepted(page):
         except SystemExit as error:
             assert arguments == ['--help'], f'{name_of(page)}: {tool} {arguments}: {error}'
             continue
-        config = getattr(parsed, 'config', '')
+        config = getattr(parsed, 'config', None) or ''
         if config.startswith('configs/'):
             assert (ROOT / config).is_file(), config
         if tool == 'train' and 'plugins=' not in ' '.join(parsed.overrides) and not config.startswith('my_'):

@@ -16,6 +16,8 @@ SLOTS = {'vision_encoder': registry.VISION_ENCODERS, 'merger': registry.MERGERS,
          'dataset': registry.DATASETS}
 SLOTS_INSIDE = {'hooks': registry.HOOKS, 'metrics': registry.METRICS, 'datasets': registry.DATASETS,
                 'transforms': registry.TRANSFORMS}
+# Type of a part -> its key whose dict names parts of another library; they are that library's to check.
+FOREIGN = {'MMCVTransform': 'transform'}
 
 
 def find_part(name: Any, path: str) -> Any:
@@ -46,7 +48,7 @@ def drop_inherited(config: dict, before: dict, given: frozenset[str] = frozenset
         path: Path of `config` in the whole config.
     """
     for key, value in config.items():
-        if isinstance(value, dict) and isinstance(before.get(key), dict):
+        if isinstance(value, dict) and isinstance(before.get(key), dict) and FOREIGN.get(config.get('type')) != key:
             drop_inherited(value, before[key], given, f'{path}.{key}'.lstrip('.'))
     if 'type' not in config or 'type' not in before or config['type'] == before['type']:
         return
@@ -110,7 +112,8 @@ def _validate_dict(config: dict, path: str) -> None:
                              + ('' if path else '; helper names in a Python config start with an underscore'))
         if key == 'lr' and value is not None and (type(value) not in (int, float) or value < 0):
             raise ValueError(f'{here}: expected a learning rate, a number of at least 0, got {value!r}')
-        _validate_value(value, here)
+        if FOREIGN.get(config.get('type')) != key:
+            _validate_value(value, here)
 
 
 def _validate_value(value: Any, path: str) -> None:

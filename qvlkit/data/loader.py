@@ -215,9 +215,10 @@ class PackedLoader:
         skip, key, self._fruitless = self._step, self._key, 0
         for number, window in enumerate(windows):
             if skip and window.key != key:
+                new = [str(error) for error in window.errors if error.sample_id not in self._bad_ids]
                 raise ValueError('resume: the samples of the present window are not those of the run that stopped: the '
                                  'data have changed, or a sample that could be read then cannot be read now'
-                                 + (f' ({window.errors[0]})' if window.errors else ''))
+                                 + (f' ({new[0]})' if new else ''))
             begun.append((window, skip))
             for step, rows in enumerate(window.steps[skip:], start=skip):
                 for row, placed in enumerate(rows):

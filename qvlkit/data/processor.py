@@ -19,6 +19,7 @@ import torch
 from qvlkit.data.collate import collate
 from qvlkit.data.formats.openai import read_messages
 from qvlkit.data.preprocessor_config import preprocessor_configs, write_json
+from qvlkit.data.text_measure import TextMeasure
 from qvlkit.data.transforms.announce_screen import AnnounceScreen
 from qvlkit.data.transforms.chat_template import JINJA_TEMPLATE, TURN_END, ChatTemplate
 from qvlkit.data.transforms.cut_patches import CutPatches
@@ -37,6 +38,7 @@ from qvlkit.structures import (
     Layout,
     Measure,
     Media,
+    MediaSize,
     PackedBatch,
     Sample,
     SampleError,
@@ -47,7 +49,6 @@ from qvlkit.structures import (
     VisionPlan,
     VisionSpan,
 )
-from qvlkit.utils.hashing import stable_hash
 from qvlkit.utils.seeded import seeded
 
 # What a source may set for its own samples (a mixture's `limits`), and the defaults: those of the released model.
@@ -100,6 +101,7 @@ class Processor:
         self.template = ChatTemplate(add_vision_id=add_vision_id)
         self.text_steps = {'announce_screen': AnnounceScreen(), 'write_regions': WriteRegions(region_style),
                            'template': self.template, 'tokenize': Tokenize(tokenizer=tokenizer, num_tokens=num_tokens)}
+        self.text_measure = TextMeasure(tokenizer, add_vision_id=add_vision_id, region_style=region_style)
         self.cut_patches = CutPatches(geometry=geometry, decoder=decoder)
 
     @property
@@ -109,9 +111,8 @@ class Processor:
 
     @property
     def text_key(self) -> str:
-        """Names the tokenizer and the template: token counts made with the same key hold."""
-        probe = self.tokenizer.encode('The quick brown fox; 1234, 你好! \n\t<|im_end|>')
-        return f'{stable_hash(self.tokenizer.vocab_size, str(probe), self.template.add_vision_id):016x}'
+        """Names the tokenizer and how a chat is written: token counts made with the same key hold. '' holds nowhere."""
+        return self.text_measure.key
 
     def encode(self, sample: Sample, *, epoch: int = 0, generation_prompt: bool = False) -> EncodedSample:
         """Sample -> EncodedSample.
@@ -166,16 +167,19 @@ class Processor:
         return Measure(len(sample.tokens.token_ids), int(sample.tokens.is_target[1:].sum()),
                        tuple(medium.grid for medium in sample.media()))
 
+    def measure_text(self, sample: Sample) -> tuple[int, int] | None:
+        """(text tokens, targets) of a sample, whatever its media: what a store notes when it is packed. None if they
+        depend on the size of its media, as boxes do."""
+        return self.text_measure(sample)
+
     def measure_sizes(self, sizes: SampleSizes, sample_id: str, *, epoch: int = 0,
                       limits: dict | None = None) -> Measure | None:
-        """As `measure`, from what a store knows; None if that is not enough: another tokenizer, or transforms that
-        need pixels."""
-        if sizes.text_key != self.text_key or any(getattr(step, 'needs_pixels', False)
-                                                  for step in self.transforms.values()):
+        """As `measure`, from what a store knows; None if that is not enough: the text was counted for another
+        tokenizer, or a transform does not say `needs_pixels = False`, that is, that it works from sizes alone."""
+        if not sizes.text_key or sizes.text_key != self.text_key or any(
+                getattr(step, 'needs_pixels', True) for step in self.transforms.values()):
             return None
-        media = [Media(size.kind, None, size=(size.width, size.height), source_size=(size.width, size.height),
-                       video=VideoInfo.uniform(size.width, size.height, size.frames, size.seconds)
-                       if size.kind == 'video' else None) for size in sizes.media]
+        media = [_unread(size) for size in sizes.media]
         sample = Sample(sample_id, [Turn('user', media)], limits={**self.all_limits, **(limits or {})})
         grids = tuple(medium.grid for medium in self._run(self.geometry_steps, sample, epoch).media())
         return Measure(sizes.text_tokens + sum(map(self.num_tokens, grids)), sizes.num_targets, grids)
@@ -247,6 +251,15 @@ class Processor:
                                                          medium.seconds_per_grid)]
             row, first = start + count, first + count
         return [*layout, TextSpan(len(tokens.token_ids) - row)]
+
+
+def _unread(size: MediaSize) -> Media:
+    """A medium of which only the size is known."""
+    picture = (size.width, size.height)
+    if size.kind == 'frames':
+        return Media('video', [None] * size.frames, fps=size.frames / size.seconds, size=picture, source_size=picture)
+    video = VideoInfo.uniform(*picture, size.frames, size.seconds) if size.kind == 'video' else None
+    return Media(size.kind, None, size=picture, source_size=picture, video=video)
 
 
 def check_limits(limits: dict) -> dict:

@@ -7,6 +7,7 @@ Plain text never turns into a control token: `encode('<|im_end|>')` gives the id
 wants the control token asks for `special_id('<|im_end|>')`. The two tokens <tool_call> and </tool_call> are
 vocabulary, not control, and are found in text as in the released tokenizer.
 """
+import hashlib
 import json
 import re
 import shutil
@@ -63,6 +64,11 @@ class _BPETokenizer:
     def vocab_size(self) -> int:
         """Rows that an embedding needs: the largest id plus one."""
         return max(self._vocabulary.values()) + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the whole table: two tokenizers with the same one encode all texts alike."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; nothing is added, and control tokens in it stay text."""

@@ -254,6 +254,16 @@ def test_a_few_bad_samples_pass_and_too_large_a_share_ends_the_run():
         steps(loader(Dataset(4000, bad=range(0, 4000, 40)), on_error='skip'), 700)
 
 
+@pytest.mark.parametrize('num_workers', [0, 2])
+@pytest.mark.parametrize('kind', ['bad', 'broken'])
+def test_bad_samples_in_a_row_are_counted_by_source_in_workers_too(num_workers, kind):
+    """Good samples of a source between its bad ones end the row, wherever they were found."""
+    scattered = loader(Dataset(400, **{kind: range(0, 400, 20)}), on_error='skip', num_workers=num_workers,
+                       max_bad_in_a_row=6, max_bad_share=1.0)
+    steps(scattered, 90)
+    assert sum(scattered.errors.values()) > 12
+
+
 def test_no_usable_sample_at_all_is_an_error_and_not_an_endless_loop():
     with pytest.raises(ValueError, match='no usable sample in a whole epoch'):
         steps(loader(Dataset(9, bad=range(9)), on_error='skip', max_bad_share=1.0), 1)

@@ -5,6 +5,7 @@ record is parsed when it is asked for, so that one broken record is one bad samp
 """
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ class ConversationDataset:
             names = Names(**reading['names']) if reading.get('names') else None
         self.name = name or self.store.name
         self.format, self.names, self.boxes = format, names, boxes
+        packed = getattr(self.store, 'reading', None)
+        self._sizes_hold = packed is None or {'boxes': None, **packed} == self.reading
         self._count = min(len(self.store), limit or len(self.store))
         if not self._count:
             raise ValueError(f'path: {str(path)!r} holds no records')
@@ -94,14 +97,21 @@ class ConversationDataset:
             raise SampleError(sample_id, 'no assistant turn: there is nothing to learn', 'no_answer')
         return sample
 
+    @property
+    def reading(self) -> dict:
+        """How a record becomes a sample, as plain data: what a packed store remembers."""
+        names = None if self.names is None else asdict(self.names)
+        return dict(format=self.format, names=names, boxes=self.boxes)
+
     def sample_id(self, index: int) -> str:
         """The id of the sample at `index`, without reading it."""
         return self.store.record_id(index)
 
     def sizes(self, index: int) -> SampleSizes | None:
-        """Sizes of the sample at `index`, where the store knows them without reading it."""
+        """Sizes of the sample at `index`, where the store knows them without reading it: those of a packed store hold
+        if its records are read as they were when it was packed."""
         self._check(index)
-        return self.store.sizes(index)
+        return self.store.sizes(index) if self._sizes_hold else None
 
     def _check(self, index: int) -> None:
         if not 0 <= index < self._count:

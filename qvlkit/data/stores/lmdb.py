@@ -6,7 +6,7 @@ A store is a folder, written once by pack_lmdb.py and then only read:
                         64 hex digits, a medium's SHA-256       -> the medium's bytes as they were, each stored once
                         b'progress'                             -> JSON: how far the writer has come
     sizes.safetensors   text_tokens, num_targets (count,); offsets (count + 1,) into the media's
-                        kind (0 image, 1 video), width, height, frames, seconds; text_tokens is -1 where unknown
+                        kind (0 image, 1 video, 2 frames), width, height, frames, seconds; text_tokens -1: unknown
     index.json          schema, count, bytes of data.mdb, fingerprint, text_key, ...; written last
     quarantine.jsonl    records that could not be packed
 
@@ -32,7 +32,7 @@ from qvlkit.registry import STORES
 from qvlkit.structures import MediaSize, SampleError, SampleSizes
 
 SCHEMA = 1
-KINDS = ('image', 'video')
+KINDS = ('image', 'video', 'frames')
 MEDIA_COLUMNS = ('kind', 'width', 'height', 'frames', 'seconds')
 DIGEST = 32  # bytes in front of a record's header
 _MAGIC, _VERSION = 0xBEEFC0DE, 1  # of LMDB's meta pages

@@ -14,6 +14,7 @@ from qvlkit.data.transforms.load_media import (
     MediaError,
     describe,
 )
+from qvlkit.data.transforms.sample_frames import is_steady
 from qvlkit.structures import Media, MediaSize
 
 MeasureVideo = Callable[[Any], MediaSize | None]  # encoded bytes or a path -> its size, or None if it is not known
@@ -29,11 +30,30 @@ def measure_medium(medium: Media, measure_video: MeasureVideo | None = None) -> 
         return MediaSize('image', *image_size(medium.source))
     if isinstance(medium.source, list):
         width, height = image_size(medium.source[0])
-        return MediaSize('video', width, height, len(medium.source), len(medium.source) / medium.fps)
+        return MediaSize('frames', width, height, len(medium.source), len(medium.source) / medium.fps)
     if medium.start is not None or medium.end is not None or measure_video is None:
         return None
     size = measure_video(medium.source)
     return size if size is not None and size.frames else None
+
+
+def video_measure(decoder: Any) -> MeasureVideo:
+    """Measures videos with a `VideoDecoder`, by their headers.
+
+    None for a stream of variable rate, whose frames are chosen by their own times; and where no reader is at hand or
+    none answers in time, which says nothing about the video. MediaError for what is no video.
+    """
+    def measure(source: Any) -> MediaSize | None:
+        try:
+            info = decoder.probe(source)
+        except MediaError as error:
+            if error.kind in ('no_video_reader', 'video_timeout'):
+                return None
+            raise
+        if not is_steady(info):
+            return None
+        return MediaSize('video', info.width, info.height, info.num_frames, info.seconds)
+    return measure
 
 
 def image_size(data: bytes) -> tuple[int, int]:

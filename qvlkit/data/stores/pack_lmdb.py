@@ -47,7 +47,7 @@ class Packed:
     bytes: int
 
 
-def pack(dataset: Any, folder: str | Path, *, measure: Callable[[Sample], tuple[int, int]] | None = None,
+def pack(dataset: Any, folder: str | Path, *, measure: Callable[[Sample], tuple[int, int] | None] | None = None,
          measure_video: MeasureVideo | None = None, text_key: str = '', map_bytes: int = 2 ** 30,
          batch_records: int = 1000, batch_bytes: int = 64 * 2 ** 20,
          progress: Callable[[int, int], None] | None = None) -> Packed:
@@ -56,7 +56,8 @@ def pack(dataset: Any, folder: str | Path, *, measure: Callable[[Sample], tuple[
     Args:
         dataset: Samples that stand on a store, such as a ConversationDataset.
         folder: Where to; a new or empty folder, or one that the same packing has begun or finished.
-        measure: Sample -> (text tokens, targets), for `sizes()`; without it sizes are not known.
+        measure: Sample -> (text tokens, targets), or None where they are not fixed, for `sizes()`; without it sizes are
+            not known.
         measure_video: Encoded video -> its MediaSize, or None if that is not known.
         text_key: Names the tokenizer and the template that `measure` counts with.
         map_bytes: First size of the memory map; it is doubled when it is full.
@@ -93,7 +94,7 @@ def pack(dataset: Any, folder: str | Path, *, measure: Callable[[Sample], tuple[
             if not writer.state['count']:
                 raise ValueError(f'pack: no record of {dataset.name!r} can be used; the reasons are in '
                                  f'{str(folder / "quarantine.jsonl")!r}')
-            return writer.finish(_reading(dataset), text_key)
+            return writer.finish(dataset.reading, text_key)
         finally:
             writer.close()
 
@@ -285,9 +286,10 @@ def _without_data_uris(record: dict, found: dict[str, bytes]) -> tuple[dict, dic
 def _sizes(sample: Sample, measure: Any, measure_video: Any, text_key: str) -> dict | None:
     """What `sizes()` will tell, or None if something is not known. A picture that has no header is an error anyway."""
     media = [measure_medium(medium, measure_video) for medium in sample.media()]
-    if measure is None or None in media:
+    counts = measure(sample) if measure is not None and None not in media else None
+    if counts is None:
         return None
-    sizes = SampleSizes(*measure(sample), tuple(media), text_key)
+    sizes = SampleSizes(*counts, tuple(media), text_key)
     return dict(text_tokens=sizes.text_tokens, num_targets=sizes.num_targets, media=[_row(size) for size in media])
 
 
@@ -310,11 +312,6 @@ def _same_source(folder: Path, before: dict, now: dict) -> None:
         if before.get(key) != value:
             raise StoreError(folder, f'was packed from another source: {key} was {before.get(key)!r:.200} and is '
                              f'{value!r:.200} now; choose another folder, or remove it', 'other_source')
-
-
-def _reading(dataset: Any) -> dict:
-    names = dataset.names
-    return dict(format=dataset.format, names=None if names is None else asdict(names))
 
 
 def _packed(index: dict) -> Packed:

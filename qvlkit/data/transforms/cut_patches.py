@@ -2,6 +2,7 @@
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from qvlkit.data.transforms.edits import apply_edits
 from qvlkit.data.transforms.load_media import MediaError, load_image
@@ -29,7 +30,7 @@ class CutPatches:
         for medium in sample.media():
             try:
                 if medium.kind == 'image':
-                    picture = np.asarray(apply_edits(_loaded(medium.source, medium), medium.edits))
+                    picture = np.asarray(decode_picture(medium))
                     medium.patches, grid = patchify_image(picture, self.geometry)
                 else:
                     medium.patches, grid = patchify_video(self._frames(medium), self.geometry)
@@ -54,9 +55,10 @@ class CutPatches:
         return np.stack(frames)
 
 
-def _loaded(source: Any, medium: Media) -> Any:
-    image = load_image(source)
+def decode_picture(medium: Media) -> Image.Image:
+    """The picture of an opened image, after the edits planned so far; MediaError as for `load_image`."""
+    image = load_image(medium.source)
     if image.size != medium.source_size:
         raise MediaError(f'a picture of {image.width} x {image.height} pixels whose header says '
                          f'{medium.source_size[0]} x {medium.source_size[1]}', 'bad_image')
-    return image
+    return apply_edits(image, medium.edits)

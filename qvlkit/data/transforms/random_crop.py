@@ -16,6 +16,7 @@ class RandomCrop:
         scale: (least, most) share of each side that stays.
         tries: How many parts are tried before the picture is left whole.
     """
+    needs_pixels = False
 
     def __init__(self, scale: tuple[float, float] = (0.6, 1.0), tries: int = 10):
         if not 0 < scale[0] <= scale[1] <= 1:

@@ -14,6 +14,7 @@ class RandomFlip:
     Args:
         probability: Of each picture.
     """
+    needs_pixels = False
 
     def __init__(self, probability: float = 0.5):
         if not 0 <= probability <= 1:

@@ -14,6 +14,7 @@ class RandomScale:
     Args:
         scale: (least, most) factor of each side, drawn evenly on a logarithmic scale.
     """
+    needs_pixels = False
 
     def __init__(self, scale: tuple[float, float] = (0.5, 1.5)):
         if not 0 < scale[0] <= scale[1]:

@@ -50,7 +50,7 @@ def test_broken_and_huge_pictures(make):
 
 def test_videos(make):
     frames = Media('video', [make.encoded(size=(6, 4))] * 3, fps=2.0)
-    assert measure_medium(frames) == MediaSize('video', 6, 4, 3, 1.5)
+    assert measure_medium(frames) == MediaSize('frames', 6, 4, 3, 1.5)
     known = MediaSize('video', 6, 4, 30, 1.0)
     assert measure_medium(Media('video', b'mp4')) is None
     assert measure_medium(Media('video', b'mp4'), lambda data: known if data == b'mp4' else None) == known

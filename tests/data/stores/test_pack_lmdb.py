@@ -117,7 +117,7 @@ def test_videos_are_measured_by_who_can(folder, make):
     known = MediaSize('video', 64, 48, 30, 1.0)
     counts = dict(measure=lambda sample: (5, 2), text_key='k')
     pack(of(folder, [record]), folder / 'one', measure_video=lambda data: known, **counts)
-    assert LMDBStore(folder / 'one').sizes(0).media == (known, MediaSize('video', 8, 6, 2, 1.0))
+    assert LMDBStore(folder / 'one').sizes(0).media == (known, MediaSize('frames', 8, 6, 2, 1.0))
     pack(of(folder, [record]), folder / 'two', measure_video=lambda data: None, **counts)
     assert LMDBStore(folder / 'two').sizes(0) is None
 
