@@ -7,8 +7,8 @@ Four tasks, small enough for a model of a few million parameters and minutes of 
     locate  one coloured shape: its box                                           measured: the best constant box
     read    a picture with a printed word from a fixed list                      1 / len(words)
 
-A training sample asks several questions about one picture, in one conversation, because encoding the picture costs
-more than an answer does. A held-out sample asks one. Everything about sample i is drawn from hash(seed, split, i).
+A training sample can ask several questions about one picture, in one conversation; a held-out sample asks one.
+Everything about sample i is drawn from hash(seed, split, i).
 
 A sample is decided without a pixel: its picture is a description that is drawn when the sample is encoded.
 """
