@@ -2,9 +2,10 @@
 
 Purpose:   the newcomer's first command, an end-to-end test, and the proxy on which ablations start.
 Command:   python tools/train.py configs/qwen25vl_tiny.py
-Hardware:  two CPU cores, 2 GiB of memory, under 4 minutes. Downloads nothing.
+Hardware:  two CPU cores, 2 GiB of memory, about 3 minutes. Downloads nothing.
 Expected:  work/qwen25vl_tiny/sft/report.html shows, for each task, held-out accuracy beside chance and beside the
-           untrained model.
+           untrained model. The least of seeds 0, 1 and 2, with chance in brackets: name 88 % (10), count 79 % (18),
+           locate 89 % (12), read 99 % (9), photo subject 88 % (12). What it took: docs/lab_notes.md.
 """
 
 model = dict(
@@ -23,10 +24,10 @@ stages = dict(
     sft=dict(
         trainer=dict(type='SFTTrainer'),
         data=dict(type='Mixture', parts=dict(
-            picture_tasks=dict(dataset=dict(type='PictureTasks', size=40000), weight=14.0),
+            picture_tasks=dict(dataset=dict(type='PictureTasks', size=40000, questions_per_picture=1), weight=14.0),
             photos=dict(dataset=dict(type='PhotoQuestions', size=2000, tasks=['subject']), weight=1.0))),
         loader=dict(row_length=1024, window=256, num_workers=1),
-        max_steps=900,
+        max_steps=1100,
         max_grad_norm=1.0,
         optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, betas=[0.9, 0.95]),
         schedule=dict(type='WarmupCosine', warmup_ratio=0.05, final_ratio=0.02),

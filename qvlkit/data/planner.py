@@ -40,7 +40,8 @@ class Window:
     """Planned steps: `steps[i][j]` is row j of step i for this rank, a list of `Placed`.
 
     state: of the planner after the window. errors: samples that could not be used, in the order of their draws.
-    num_samples: samples drawn for it, `left_out` of them for their length. key: a hash of everything that was planned, for all ranks.
+    num_samples: samples drawn for it, `left_out` of them for their length. key: a hash of everything that was
+    planned, for all ranks.
     """
     steps: list[list[list[Placed]]]
     state: dict
@@ -184,6 +185,8 @@ class Planner:
                 (members[row] if row >= 0 else left).append(item)
         else:
             left += rest
+        for row in members:  # neighbours of equal length share a call of attention
+            row.sort(key=lambda item: item.placed.length)
         full = members + [[item] for item in own]
         return ([[item.placed for item in row] for row in full], [sum(item.cost for item in row) for row in full], left)
 

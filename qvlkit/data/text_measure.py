@@ -30,9 +30,10 @@ class TextMeasure:
         """Tokens of the rendered text, control tokens included and placeholders not, and the targets among them.
 
         None for a sample with boxes, points or outlines: their numbers, and so their tokens, depend on the size at
-        which a picture is seen, on its edits, and on which of them a crop leaves.
+        which a picture is seen, on its edits, and on which of them a crop leaves. So does what an agent is told of its
+        screen.
         """
-        if any(isinstance(item, Region) for turn in sample.turns for item in turn.content):
+        if 'platform' in sample.extra or any(isinstance(item, Region) for turn in sample.turns for item in turn.content):
             return None
         turns = [Turn(turn.role, list(turn.content)) for turn in sample.turns]
         tokens = self._tokens(Sample(sample.id, turns))

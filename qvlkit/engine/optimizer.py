@@ -17,7 +17,7 @@ _PART_KEYS = ['trainable', 'lr', 'weight_decay']
 
 @OPTIMIZERS.register_module()
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW; its fused kernel where every parameter is on a CUDA device, else torch's own choice.
+    """torch's AdamW; its fused kernel where every parameter is on a CPU or a CUDA device, else torch's own choice.
 
     Args:
         params: Parameters, or groups of them.
@@ -28,7 +28,7 @@ class AdamW(torch.optim.AdamW):
     def __init__(self, params, *, lr: float, weight_decay: float = 0.0, betas=(0.9, 0.95), eps: float = 1e-8):
         params = list(params)
         flat = [p for item in params for p in (item['params'] if isinstance(item, dict) else [item])]
-        fused = True if flat and all(p.is_cuda and p.is_floating_point() for p in flat) else None
+        fused = True if flat and all(p.device.type in ('cpu', 'cuda') and p.is_floating_point() for p in flat) else None
         super().__init__(params, lr=lr, weight_decay=weight_decay, betas=tuple(betas), eps=eps, fused=fused)
 
 

@@ -7,8 +7,8 @@ Four tasks, small enough for a model of a few million parameters and minutes of 
     locate  one coloured shape: its box                                           measured: the best constant box
     read    a picture with a printed word from a fixed list                      1 / len(words)
 
-A training sample asks several questions about one picture, in one conversation, because encoding the picture costs
-more than an answer does. A held-out sample asks one. Everything about sample i is drawn from hash(seed, split, i).
+A training sample can ask several questions about one picture, in one conversation; a held-out sample asks one.
+Everything about sample i is drawn from hash(seed, split, i).
 
 A sample is decided without a pixel: its picture is a description that is drawn when the sample is encoded.
 """
@@ -36,11 +36,15 @@ SPLITS = ('train', 'held_out')
 FOLLOWED_BY = {'name': ('name', 'locate'), 'count': ('count',), 'locate': ('locate',)}
 WORD_PICTURES = ((84, 56),)  # (width, height) of a picture with a word
 
-ONLY_SIDE = (0.44, 0.62)  # side of an object that is alone, as a part of the picture's shorter side
-LARGEST_SIDE = (0.40, 0.50)  # side of the largest object, as a part of the picture's shorter side
-OTHER_SIDE = (0.23, 0.28)  # sides of the others: always well below the largest, so that 'largest' is never in doubt
-FONT_SIZES = (31, 34)
-JITTER = 3  # pixels by which a word is off the middle, at most
+# Sides of shapes, as parts of the picture's shorter side, by the task that the scene is made for. To be named they are
+# large; to be located smaller, or one constant box would be right too often; to be counted so small that six find room.
+SIDES = {'name': (0.50, 0.70), 'locate': (0.34, 0.52), 'count': (0.19, 0.25)}
+# Places and sides of a shape are multiples of so many pixels. Where its box is asked for that is half a patch: finer
+# digits would be noise to a model that cannot see them yet, and drown what it could learn from the coarser ones.
+STEPS = {'name': 7, 'locate': 7, 'count': 1}
+FONT_SIZES = (35, 37)
+WORD_START = (4, 12)  # (x, y) of a word's left edge and of the top of its tall letters: lines begin at one margin
+JITTER = 2  # pixels by which a word is off that place, at most
 TRIES = 20  # random places at which a shape is tried before its scene starts anew
 GAP = 3  # pixels between objects, and between an object and the border
 SMOOTHING = 2  # pictures are drawn this much larger and averaged down, for smooth edges
@@ -103,7 +107,7 @@ class PictureTasks:
     """
 
     def __init__(self, size: int, *, split: str = 'train', seed: int = 0, tasks: tuple[str, ...] = TASKS,
-                 questions_per_picture: int = 2, picture_sizes=((84, 112), (112, 84)),
+                 questions_per_picture: int = 2, picture_sizes=((84, 84),),
                  max_objects: int = 6, name: str = 'picture_tasks'):
         if split not in SPLITS:
             raise ValueError(f'PictureTasks.split: expected one of {SPLITS}, got {split!r}{near_names(split, SPLITS)}')
@@ -144,8 +148,9 @@ class PictureTasks:
             questions = [('read', 'Read the word.', word, 1 / len(WORDS))]
         else:
             count = 1 + index // len(self.tasks) % self.max_objects if task == 'count' else 1
-            picture = DrawnScene(size, place_shapes(rng, *size, count), stream)
-            questions = self._questions(rng, task, picture.shapes)
+            shapes = place_shapes(rng, *size, count, SIDES[task], STEPS[task])
+            picture = DrawnScene(size, shapes, stream)
+            questions = self._questions(rng, task, shapes)
         turns = []
         for _, question, answer, _ in questions:
             content = ['[{"bbox_2d": ', answer, '}]'] if isinstance(answer, Box) else [answer]
@@ -166,18 +171,21 @@ class PictureTasks:
         return questions[:self.questions_per_picture]
 
 
-def place_shapes(rng: np.random.Generator, width: int, height: int, count: int) -> tuple[Shape, ...]:
-    """`count` shapes of different colours that do not touch, the largest first."""
-    shortest = min(width, height)
+def place_shapes(rng: np.random.Generator, width: int, height: int, count: int,
+                 sides: tuple[float, float], step: int = 1) -> tuple[Shape, ...]:
+    """`count` shapes of different colours that do not touch.
+
+    Their sides are in a range of parts of the picture's shorter side; sides and places are multiples of `step` pixels.
+    """
+    low, high = (min(width, height) * part for part in sides)
     colours = rng.permutation(len(COLOURS))[:count].tolist()
     kinds = rng.integers(len(SHAPES), size=count).tolist()
     while True:
         shapes: list[Shape] = []
-        sides, tries = rng.random(count).tolist(), rng.random((count, TRIES, 2)).tolist()
+        parts, tries = rng.random(count).tolist(), rng.random((count, TRIES, 2)).tolist()
         for i in range(count):
-            low, high = OTHER_SIDE if i else LARGEST_SIDE if count > 1 else ONLY_SIDE
-            side = int(shortest * (low + sides[i] * (high - low)))
-            box = _free_place(tries[i], width, height, side, shapes)
+            side = step * int((low + parts[i] * (high - low)) / step)
+            box = _free_place(tries[i], width, height, side, step, shapes)
             if box is None:
                 break
             shapes.append(Shape(COLOUR_NAMES[colours[i]], SHAPES[kinds[i]], box))
@@ -185,10 +193,13 @@ def place_shapes(rng: np.random.Generator, width: int, height: int, count: int) 
             return tuple(shapes)
 
 
-def _free_place(tries, width: int, height: int, side: int, taken: list[Shape]) -> tuple[int, int, int, int] | None:
+def _free_place(tries, width: int, height: int, side: int, step: int,
+                taken: list[Shape]) -> tuple[int, int, int, int] | None:
     """The first of the tried places, pairs in [0, 1), where a square of `side` pixels is clear of the others by GAP."""
+    margin = max(GAP, step)
+    columns, rows = ((length - side - 2 * margin) // step + 1 for length in (width, height))
     for across, down in tries:
-        x, y = GAP + int(across * (width - side - 2 * GAP + 1)), GAP + int(down * (height - side - 2 * GAP + 1))
+        x, y = margin + step * int(across * columns), margin + step * int(down * rows)
         if all(x + side + GAP <= other.box[0] or other.box[2] + GAP <= x or
                y + side + GAP <= other.box[1] or other.box[3] + GAP <= y for other in taken):
             return x, y, x + side, y + side
@@ -216,12 +227,13 @@ def draw_scene(rng: np.random.Generator, width: int, height: int, shapes: Sequen
 
 
 def draw_word(rng: np.random.Generator, width: int, height: int, word: str) -> Image.Image:
-    """The word in one colour near the middle, whole: an RGB picture of (width, height)."""
+    """The word in one colour at the left margin, whole: an RGB picture of (width, height)."""
     picture = _background(rng, width, height)
     font = _font(int(rng.integers(FONT_SIZES[0], FONT_SIZES[1] + 1)))
-    left, top, right, bottom = font.getbbox(word, stroke_width=1)
-    x, y = (int(np.clip((side - length) // 2 + rng.integers(-JITTER, JITTER + 1), 1, max(1, side - length - 1)))
-            for side, length in ((width, right - left), (height, bottom - top)))
+    left, _, right, _ = font.getbbox(word, stroke_width=1)
+    top = font.getbbox('l', stroke_width=1)[1]  # all words stand on one line
+    x, y = (start + int(off) for start, off in zip(WORD_START, rng.integers(-JITTER, JITTER + 1, size=2)))
+    x = min(x, width - 1 - (right - left))
     colour = _shade(rng, INKS[rng.integers(len(INKS))], darker=0.4)
     ImageDraw.Draw(picture).text((x - left, y - top), word, fill=colour, font=font, stroke_width=1)
     return picture

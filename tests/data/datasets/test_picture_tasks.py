@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qvlkit.data.datasets.picture_tasks import COLOURS, SHAPES, WORDS, PictureTasks, draw_scene, place_shapes
+from qvlkit.data.datasets.picture_tasks import COLOURS, SHAPES, STEPS, WORDS, PictureTasks, draw_scene, place_shapes
+from qvlkit.evaluation.chance import constant_box_chance
 from qvlkit.registry import DATASETS
 from qvlkit.structures import Box
 from qvlkit.utils.seeded import seeded
@@ -56,13 +57,13 @@ def test_no_answer_stands_in_an_earlier_question():
 
 def test_answers_are_those_of_the_scene():
     rng = seeded(0, 'scene')
-    for count in (1, 3, 6):
-        for width, height in ((112, 112), (84, 112)):
-            shapes = place_shapes(rng, width, height, count)
+    for count, sides in ((1, (0.5, 0.7)), (3, (0.3, 0.4)), (6, (0.19, 0.25))):
+        for width, height in ((112, 112), (84, 112), (84, 84)):
+            shapes = place_shapes(rng, width, height, count, sides)
             pixels = np.asarray(draw_scene(rng, width, height, shapes), dtype=float)
             assert len(shapes) == count and len({shape.colour for shape in shapes}) == count
-            assert shapes[0].side == max(shape.side for shape in shapes)
-            assert all(shapes[0].side >= 1.25 * other.side for other in shapes[1:])
+            assert all(int(sides[0] * min(width, height)) <= shape.side <= sides[1] * min(width, height)
+                       for shape in shapes)
             outside = np.ones((height, width), dtype=bool)
             for shape in shapes:
                 x1, y1, x2, y2 = shape.box
@@ -91,6 +92,15 @@ def test_locate_answers_with_the_box_of_the_named_colour():
         assert np.abs(centre - COLOURS[colour]).max() <= 16 and shape in SHAPES
 
 
+def test_boxes_that_are_asked_for_lie_on_a_grid_and_differ():
+    dataset = PictureTasks(400, tasks=('locate',))
+    boxes = {tuple(dataset[i].extra['answer'].coordinates) for i in range(400)}
+    assert all(value % STEPS['locate'] == 0 and 0 < value < 84 for box in boxes for value in box)
+    assert len(boxes) > 60
+    fractions = [[value / 84 for value in dataset[i].extra['answer'].coordinates] for i in range(400)]
+    assert constant_box_chance(fractions, fractions)[0] < 0.15  # no one box is right often
+
+
 def test_every_answer_of_a_task_occurs_about_equally_often():
     dataset = PictureTasks(2000, split='held_out')
     answers = {'count': [], 'read': [], 'name': []}
@@ -105,13 +115,14 @@ def test_every_answer_of_a_task_occurs_about_equally_often():
     assert max(answers['name'].count(answer) for answer in answers['name']) <= 30
 
 
-def test_words_are_whole():
+def test_words_begin_at_the_margin_and_are_whole():
     dataset = PictureTasks(200, split='held_out', tasks=('read',))
     for i in range(100):
         pixels = np.asarray(picture_of(dataset[i])).astype(int).min(axis=2)
         ink = pixels < 150
         assert ink.sum() > 40
         assert not (ink[0].any() or ink[:, 0].any() or ink[-1].any() or ink[:, -1].any())
+        assert 1 <= np.flatnonzero(ink.any(axis=0))[0] <= 9
 
 
 def test_sizes_are_those_asked_for():
