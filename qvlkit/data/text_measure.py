@@ -33,7 +33,8 @@ class TextMeasure:
         which a picture is seen, on its edits, and on which of them a crop leaves. So does what an agent is told of its
         screen.
         """
-        if 'platform' in sample.extra or any(isinstance(item, Region) for turn in sample.turns for item in turn.content):
+        if 'platform' in sample.extra or any(isinstance(item, Region) for turn in sample.turns for item in
+        turn.content):
             return None
         turns = [Turn(turn.role, list(turn.content)) for turn in sample.turns]
         tokens = self._tokens(Sample(sample.id, turns))

@@ -267,7 +267,7 @@ def test_a_dataset_fetches_from_its_hosts_only(tmp_path, server, fetcher):
     path.write_text(json.dumps([{'image': url, 'caption': 'a'} for url in (
         address(server, '/a.png'), 'http://other.test/a.png')]))
     data = ConversationDataset(str(path), allow_hosts=['img.test'])
-    data._root = MediaRoot(tmp_path, fetcher=fetcher())
+    data.store._root = MediaRoot(tmp_path, fetcher=fetcher())
     assert data[0].media()[0].source == PNG
     with pytest.raises(SampleError, match=r'x.json\[1\]: .*not in allow_hosts') as caught:
         data[1]
