@@ -27,7 +27,7 @@ stages = dict(
             picture_tasks=dict(dataset=dict(type='PictureTasks', size=40000, questions_per_picture=1), weight=14.0),
             photos=dict(dataset=dict(type='PhotoQuestions', size=2000, tasks=['subject']), weight=1.0))),
         loader=dict(row_length=1024, window=256, num_workers=1),
-        max_steps=1100,
+        max_steps=850,
         max_grad_norm=1.0,
         optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, betas=[0.9, 0.95]),
         schedule=dict(type='WarmupCosine', warmup_ratio=0.05, final_ratio=0.02),

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # before torch is imported: as qvlkit's tools do it
+os.environ.setdefault('GOMP_SPINCOUNT', '50000')  # before torch is imported: as qvlkit's tools do it
 BITS = 18  # enough to number the frames of two hours
 
 

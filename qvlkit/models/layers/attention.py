@@ -12,11 +12,14 @@ equal `eager` within rounding, forward and backward. None asks the device for a 
 import functools
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from qvlkit.registry import ATTENTION_BACKENDS
 from qvlkit.structures import AttentionPlan
+
+FEW_CALLS = 8  # of sdpa: not worth sorting segments for
 
 
 def attention_backend(name: str) -> Callable[..., torch.Tensor]:
@@ -63,13 +66,39 @@ def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan
 
 @ATTENTION_BACKENDS.register_module('sdpa')
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
-    """One scaled_dot_product_attention call for each run of neighbouring segments with equal lengths."""
+    """One scaled_dot_product_attention call for each run of neighbouring segments with equal lengths.
+
+    On a CPU, where a call costs more than moving its rows, segments of many mixed lengths are first sorted by length.
+    """
+    if q.device.type == 'cpu' and plan.key_index is None and len(plan.runs) > FEW_CALLS and (
+            sorting := _by_length(plan)) is not None:
+        order, back, sorted_plan = sorting
+        return sdpa(*(x.index_select(0, order) for x in (q, k, v)), sorted_plan).index_select(0, back)
     k, v = _gather_keys(k, v, plan)
     rows_q = [count * length_q for count, length_q, _ in plan.runs]
     rows_k = [count * length_k for count, _, length_k in plan.runs]
     outputs = [_dense_run(*parts, run, plan.causal)
                for *parts, run in zip(q.split(rows_q), k.split(rows_k), v.split(rows_k), plan.runs)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _by_length(plan: AttentionPlan) -> tuple[torch.Tensor, torch.Tensor, AttentionPlan] | None:
+    """Order of the rows with segments sorted by length, the way back, and the plan for it; None if that is not worth
+    it. Made once for a plan, from host integers."""
+    if not hasattr(plan, 'sorting'):
+        plan.sorting = None
+        if plan.lengths_q == plan.lengths_k and len(plan.runs) > 2 * len(set(plan.lengths_q)):
+            lengths = np.array(plan.lengths_q)
+            segments = np.argsort(lengths, kind='stable')
+            starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])[segments]
+            lengths = lengths[segments]
+            ends = np.cumsum(lengths)
+            order = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1])
+            back = np.empty_like(order)
+            back[order] = np.arange(len(order))
+            plan.sorting = (torch.from_numpy(order), torch.from_numpy(back),
+                            AttentionPlan.from_lengths(lengths.tolist(), causal=plan.causal))
+    return plan.sorting
 
 
 def _dense_run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, run: tuple[int, int, int],
