@@ -47,6 +47,13 @@ def vision_rotary(positions: torch.Tensor, head_dim: int, theta: float) -> tuple
     return angles.cos(), angles.sin()
 
 
+def check_patch(**sides: int) -> None:
+    """ValueError unless patch_size and temporal_patch_size are whole numbers of at least 1."""
+    for key, side in sides.items():
+        if not isinstance(side, int) or isinstance(side, bool) or side < 1:
+            raise ValueError(f'model.vision_encoder.{key}: expected a whole number of at least 1, got {side!r}')
+
+
 class PatchEmbed(nn.Module):
     """A linear map of flattened patches: (N, C*F*P*P) -> (N, D). Equal to a convolution whose stride is its kernel."""
 

@@ -16,6 +16,7 @@ from qvlkit.models.layers.vision import (
     PatchEmbed,
     VisionAttention,
     block_positions,
+    check_patch,
     frame_lengths,
     vision_flops,
     vision_rotary,
@@ -84,6 +85,7 @@ class Qwen25ViT(nn.Module):
                  full_attention_blocks: Sequence[int] = (7, 15, 23, 31), merge_size: int = 2, in_channels: int = 3,
                  norm_eps: float = 1e-6, attention: str = 'sdpa'):
         super().__init__()
+        check_patch(patch_size=patch_size, temporal_patch_size=temporal_patch_size)
         if width % (4 * num_heads):
             raise ValueError(f'model.vision_encoder: width {width} / num_heads {num_heads} must be a multiple of 4')
         if any(not 0 <= block < depth for block in full_attention_blocks):

@@ -11,6 +11,7 @@ from torch import nn
 from qvlkit.models.layers.vision import (
     PatchEmbed,
     VisionAttention,
+    check_patch,
     frame_lengths,
     grid_positions,
     vision_flops,
@@ -66,6 +67,7 @@ class Qwen2ViT(nn.Module):
                  feed_forward_width: int | None = None, patch_size: int = 14, temporal_patch_size: int = 2,
                  merge_size: int = 2, in_channels: int = 3, norm_eps: float = 1e-6, attention: str = 'sdpa'):
         super().__init__()
+        check_patch(patch_size=patch_size, temporal_patch_size=temporal_patch_size)
         if width % (4 * num_heads):
             raise ValueError(f'model.vision_encoder: width {width} / num_heads {num_heads} must be a multiple of 4')
         self.width, self.depth, self.num_heads = width, depth, num_heads

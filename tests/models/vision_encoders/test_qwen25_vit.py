@@ -86,6 +86,13 @@ def test_positions_are_those_of_the_patch_in_its_own_picture():
             assert torch.equal(torch.from_numpy(patches[:, [0, 4]]).long()[plan.order], plan.positions)
 
 
+@pytest.mark.parametrize('key', ['patch_size', 'temporal_patch_size'])
+@pytest.mark.parametrize('value', [0, -1, 1.5, True])
+def test_a_patch_without_pixels_is_refused(key, value):
+    with pytest.raises(ValueError, match=f'model.vision_encoder.{key}.*{value!r}'):
+        Qwen25ViT(width=16, depth=1, num_heads=1, full_attention_blocks=[0], **{key: value})
+
+
 def test_a_grid_that_does_not_divide_is_refused():
     for model in (encoder([0]), Qwen2ViT(32, 1, num_heads=2)):
         with pytest.raises(ValueError, match=r'3 x 4 patches .* blocks of 2 x 2 \(model\.merger\.merge_size\)'):
