@@ -101,7 +101,7 @@ def survey(loader: PackedLoader, *, steps: int, epoch: int = 0, progress: Progre
     if not planned:
         raise ValueError('data: no sample can be used' + (f'; the first: {errors[0]}' if errors else ''))
     items = [[[planner.item(placed) for placed in row] for row in step] for step in planned[:steps]]
-    return Survey(items, loader.settings['row_length'], list(asked), asked, planner.drawn, planner.left_out,
+    return Survey(items, loader.settings['row_length'], list(asked), asked, planner.drawn, planner.too_long,
                   _each_once(errors), ended)
 
 
@@ -113,7 +113,7 @@ class _Recorder(Planner):
         self.real_cost, self.progress = loader.cost, progress
         if epoch:
             self.sampler = _LaterSampler(loader.mixture, loader.settings['seed'], epoch)
-        self.drawn, self.left_out = Counter(), Counter()
+        self.drawn, self.too_long = Counter(), Counter()
         self._known: dict[Draw, tuple[Measure, float]] = {}
         self._last = Measure(0, 0)
 
@@ -133,7 +133,7 @@ class _Recorder(Planner):
         self.progress('measuring samples', self.drawn.total(), None)
         found = super()._measure_one(draw)
         if found is None:
-            self.left_out[source] += 1
+            self.too_long[source] += 1
         else:
             self._known[draw] = self._last, found.cost
         return found

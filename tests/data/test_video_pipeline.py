@@ -93,7 +93,7 @@ def pictures(patches, grid):
 
 
 LONG = '''
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import numpy as np
 from qvlkit.data.processor import Processor
@@ -108,11 +108,12 @@ start = time.monotonic()
 encoded = processor.encode(Sample('long', [Turn('document', ['a', Media('video', path), 'b'])]))
 took = time.monotonic() - start
 decoder = processor.cut_patches.decoder
-child = int(Path(f'/proc/{decoder._child.pid}/status').read_text().split('VmHWM:')[1].split()[0])
+own, child = (int(Path(f'/proc/{who}/status').read_text().split('VmHWM:')[1].split()[0])
+              for who in ('self', decoder._child.pid))
 encoded.patches[0].tofile(out)
 groups = encoded.grids[0][0]
 print(json.dumps(dict(took=took, grid=encoded.grids[0], tokens=encoded.token_counts[0],
-                      memory=[resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, child / 1024],
+                      memory=[own / 1024, child / 1024],
                       ids=encoded.position_ids[0, encoded.visual_rows].reshape(groups, -1)[:, 0].tolist())))
 decoder.close()
 '''

@@ -238,7 +238,7 @@ def test_a_spinning_process_does_not_outlive_a_killed_parent(video, tmp_path):
 
 
 LONG = '''
-import json, resource, sys, threading, time
+import json, sys, threading, time
 from pathlib import Path
 from qvlkit.data.transforms.edits import Resize
 from qvlkit.data.transforms.sample_frames import choose_frames
@@ -248,10 +248,10 @@ decoder, start = VideoDecoder(('PyAVReader',)), time.monotonic()
 info = decoder.probe(path)
 indices, seconds = choose_frames(info, fps=2.0)
 frames = decoder.read(path, indices, [Resize(int(sys.argv[2]), int(sys.argv[3]))])
-status = Path(f'/proc/{decoder._child.pid}/status').read_text()
-child = int(status.split('VmHWM:')[1].split()[0])
+own, child = (int(Path(f'/proc/{who}/status').read_text().split('VmHWM:')[1].split()[0])
+              for who in ('self', decoder._child.pid))
 print(json.dumps(dict(indices=indices, seconds=seconds, length=info.seconds, took=time.monotonic() - start,
-                      memory=[resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, child / 1024],
+                      memory=[own / 1024, child / 1024],
                       times=[float(info.timestamps[index]) for index in indices])))
 frames.tofile(sys.argv[4])
 '''
