@@ -4,10 +4,10 @@ Shape letters: T packed tokens, N patches, M visual tokens, S supervised rows, B
 C colour channels, F frames in a patch (temporal patch size), P patch side.
 """
 import dataclasses
-import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 Grid = tuple[int, int, int]  # frame groups, rows, columns, in patches
@@ -266,16 +266,19 @@ class AttentionPlan:
     @classmethod
     def from_lengths(cls, lengths_q, lengths_k=None, *, causal: bool, key_index: torch.Tensor | None = None):
         """A plan for segments of these lengths; `lengths_k` defaults to `lengths_q`."""
-        lengths_q = tuple(map(int, lengths_q))
-        lengths_k = lengths_q if lengths_k is None else tuple(map(int, lengths_k))
-        if len(lengths_q) != len(lengths_k):
-            raise ValueError(f'{len(lengths_q)} query segments but {len(lengths_k)} key segments')
-        cu_q = _cumulative(lengths_q)
-        if lengths_k is lengths_q:
-            cu_k, runs = cu_q, tuple((len(list(same)), n, n) for n, same in itertools.groupby(lengths_q))
-        else:
-            cu_k = _cumulative(lengths_k)
-            runs = tuple((len(list(same)), *pair) for pair, same in itertools.groupby(zip(lengths_q, lengths_k)))
+        queries = np.array(lengths_q, dtype=np.int64).reshape(-1)
+        keys = queries if lengths_k is None else np.array(lengths_k, dtype=np.int64).reshape(-1)
+        if len(queries) != len(keys):
+            raise ValueError(f'{len(queries)} query segments but {len(keys)} key segments')
+        changes = np.ones(len(queries), dtype=bool)
+        np.not_equal(queries[1:], queries[:-1], out=changes[1:])
+        if keys is not queries:
+            changes[1:] |= keys[1:] != keys[:-1]
+        starts = np.flatnonzero(changes)
+        counts = np.diff(starts, append=len(queries))
+        runs = tuple(zip(counts.tolist(), queries[starts].tolist(), keys[starts].tolist()))
+        cu_q, lengths_q = _cumulative(queries), tuple(queries.tolist())
+        cu_k, lengths_k = (cu_q, lengths_q) if keys is queries else (_cumulative(keys), tuple(keys.tolist()))
         return cls(cu_q, cu_k, lengths_q, lengths_k, causal, runs, key_index)
 
     @property
@@ -290,8 +293,10 @@ class AttentionPlan:
         return move(self, device, non_blocking)
 
 
-def _cumulative(lengths: tuple[int, ...]) -> torch.Tensor:
-    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+def _cumulative(lengths: np.ndarray) -> torch.Tensor:
+    cumulative = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=cumulative[1:])
+    return torch.from_numpy(cumulative)
 
 
 @dataclass

@@ -32,10 +32,11 @@ def window_order(rows: int, columns: int, window: int) -> tuple[np.ndarray, tupl
     Windows have `window` x `window` cells; those at the right and bottom edge stay smaller. For 2 x 5 cells and
     windows of 4 the order is 0 1 2 3 5 6 7 8 4 9 and the lengths are 8 and 2.
     """
-    y, x = np.arange(rows)[:, None], np.arange(columns)[None, :]
-    window_ids = (y // window) * -(-columns // window) + x // window
-    flat = window_ids.ravel()
-    return np.argsort(flat, kind='stable'), tuple(np.bincount(flat).tolist())
+    across, down = -(-columns // window), -(-rows // window)
+    small = np.uint16 if across * down < 2**16 else np.int64  # numpy sorts 16 bits by counting
+    flat = np.add.outer((np.arange(rows) // window * across).astype(small),
+                        (np.arange(columns) // window).astype(small)).ravel()
+    return flat.argsort(kind='stable'), tuple(np.bincount(flat).tolist())
 
 
 @functools.lru_cache(maxsize=4096)
@@ -44,9 +45,9 @@ def _frame_plan(rows: int, columns: int, merge_size: int,
     """Of one frame group: patch order, cell order, positions in that order, patches of each window."""
     cells, lengths = window_order(rows // merge_size, columns // merge_size, window)
     block = merge_size**2
-    patches = (cells[:, None] * block + np.arange(block)).ravel()
+    patches = np.add.outer(cells * block, np.arange(block)).ravel()
     positions = block_positions(rows, columns, merge_size).reshape(-1, block * 2).take(cells, axis=0)
-    return patches, cells, positions.reshape(-1, 2), tuple(length * block for length in lengths)
+    return patches, cells, positions.reshape(-1, 2), tuple([length * block for length in lengths])
 
 
 class Block(nn.Module):
