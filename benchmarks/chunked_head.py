@@ -1,6 +1,6 @@
 """The output head and its loss: supervised rows only, in chunks, against all logits at once. They must agree first.
 
-    python benchmarks/chunked_head.py [--width 2048] [--tokens 1024] [--supervised 0.15] [--rounds 7] [--no-save]
+    python benchmarks/chunked_head.py [--width 2048] [--tokens 2048] [--supervised 0.15] [--rounds 7] [--no-save]
 
 Both sides go from hidden states (T, E) and the head (V, E) to the summed loss and the gradients of both. The full side
 is what transformers computes: logits of every row, converted to float32, labels of -100 where nothing is supervised.
@@ -82,7 +82,7 @@ def _status(field: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--width', type=int, default=2048)
-    parser.add_argument('--tokens', type=int, default=1024)
+    parser.add_argument('--tokens', type=int, default=2048)
     parser.add_argument('--supervised', type=float, default=0.15)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--no-save', action='store_true', help='print only')
