@@ -3,9 +3,11 @@
 Bytes, and dicts of 'bytes' and 'path' (as datasets writes an image column), become such a reference; one that has a
 path alone becomes the path. A table gives each of its structs every key, so keys without a value are left out.
 """
+from pathlib import Path
 from typing import Any
 
 from qvlkit.data.transforms.load_media import MediaError
+from qvlkit.structures import SampleSizes
 
 PREFIX = 'stored:'
 
@@ -41,3 +43,21 @@ def pick(media: list[bytes], text: str) -> bytes:
     if not (number.isascii() and number.isdigit() and len(number) < 9 and int(number) < len(media)):
         raise MediaError(f'{text[:80]!r} names no medium of this record, which has {len(media)}', 'missing_media')
     return media[int(number)]
+
+
+class TableStore:
+    """What stores of tables share. A store has `_read(index)` (a row), `_root` (a MediaRoot) and `_row` (the last row
+    whose media were asked for, and they)."""
+
+    def record(self, index: int) -> dict:
+        return take_out(self._read(index))[0]
+
+    def resolve(self, index: int, text: str) -> Path | bytes:
+        if not is_stored(text):
+            return self._root.resolve(text)
+        if self._row[0] != index:
+            self._row = (index, take_out(self._read(index))[1])
+        return pick(self._row[1], text)
+
+    def sizes(self, index: int) -> SampleSizes | None:
+        return None

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from qvlkit.data.formats.media_paths import MediaRoot
-from qvlkit.data.stores.embedded import is_stored, pick, take_out
+from qvlkit.data.stores.embedded import TableStore
 from qvlkit.data.stores.interface import StoreError, check_index, needs
 from qvlkit.registry import STORES
-from qvlkit.structures import SampleError, SampleSizes
+from qvlkit.structures import SampleError
 
 
 @STORES.register_module()
-class HuggingFaceStore:
+class HuggingFaceStore(TableStore):
     """Rows of a saved data set as records.
 
     Args:
@@ -45,19 +45,6 @@ class HuggingFaceStore:
 
     def record_id(self, index: int) -> str:
         return f'{self.name}[{index}]'
-
-    def record(self, index: int) -> dict:
-        return take_out(self._read(index))[0]
-
-    def resolve(self, index: int, text: str) -> Path | bytes:
-        if not is_stored(text):
-            return self._root.resolve(text)
-        if self._row[0] != index:
-            self._row = (index, take_out(self._read(index))[1])
-        return pick(self._row[1], text)
-
-    def sizes(self, index: int) -> SampleSizes | None:
-        return None
 
     def close(self) -> None:
         self._table, self._pid = None, 0

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from qvlkit.data.formats.media_paths import MediaRoot
-from qvlkit.data.stores.embedded import is_stored, pick, take_out
+from qvlkit.data.stores.embedded import TableStore
 from qvlkit.data.stores.interface import StoreError, check_index, needs
 from qvlkit.data.stores.opening import expand, name_of
 from qvlkit.registry import STORES, near_names
-from qvlkit.structures import SampleError, SampleSizes
+from qvlkit.structures import SampleError
 
 
 @STORES.register_module()
-class ParquetStore:
+class ParquetStore(TableStore):
     """Rows of Parquet files as records.
 
     Args:
@@ -57,19 +57,6 @@ class ParquetStore:
         file = int(np.searchsorted(self._file_ends, index, side='right'))
         file = min(file, len(self.files) - 1)
         return f'{self.files[file].name}[{index - int(self._file_ends[file - 1]) if file else index}]'
-
-    def record(self, index: int) -> dict:
-        return take_out(self._read(index))[0]
-
-    def resolve(self, index: int, text: str) -> Path | bytes:
-        if not is_stored(text):
-            return self._root.resolve(text)
-        if self._row[0] != index:
-            self._row = (index, take_out(self._read(index))[1])
-        return pick(self._row[1], text)
-
-    def sizes(self, index: int) -> SampleSizes | None:
-        return None
 
     def close(self) -> None:
         """Forget the row group in memory; no file is held open."""
