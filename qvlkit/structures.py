@@ -26,9 +26,11 @@ class SampleError(ValueError):
         super().__init__(f'{sample_id}: {reason}')
         self.sample_id, self.reason, self.kind = sample_id, reason, kind
         self.source = ''  # name of the source it came from, once the loader knows it
+        self.after_good = False  # whether a good sample of that source was met since its last bad one
 
     def __reduce__(self):
-        return type(self), (self.sample_id, self.reason, self.kind), {'source': self.source}
+        return type(self), (self.sample_id, self.reason, self.kind), {
+            'source': self.source, 'after_good': self.after_good}
 
 
 @dataclass(frozen=True)

@@ -243,8 +243,8 @@ class PackedLoader:
         for error in errors:
             if self.on_error == 'raise':
                 raise error
-            source = getattr(error, 'source', '')
-            self._streaks[source] = self._streaks.get(source, 0) + 1
+            source = error.source
+            self._streaks[source] = 1 if error.after_good else self._streaks.get(source, 0) + 1
             if error.sample_id not in self._bad_ids:
                 self._bad_ids[error.sample_id] = None
                 self.errors[error.kind] = self.errors.get(error.kind, 0) + 1

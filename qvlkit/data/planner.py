@@ -74,6 +74,7 @@ class Planner:
         self.sampler = Sampler(mixture, seed=seed)
         self.waiting: list[Waiting] = []
         self.windows = 0
+        self._good: set[int] = set()  # sources of which a good sample was met since their last bad one
         self.left_out = 0  # samples of the window that are longer than a row, and whose source leaves such out
 
     def __iter__(self) -> Iterator[Window]:
@@ -113,10 +114,12 @@ class Planner:
             try:
                 found = self._measure_one(draw)
             except SampleError as error:
-                error.source = self.mixture.sources[draw.source].name
+                error.source, error.after_good = self.mixture.sources[draw.source].name, draw.source in self._good
+                self._good.discard(draw.source)
                 errors.append(error)
                 continue
             if found is not None:
+                self._good.add(draw.source)
                 accepted.append(found)
                 tokens[draw.source] += found.placed.length
         self.sampler.note(tokens)

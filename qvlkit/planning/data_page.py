@@ -22,7 +22,7 @@ def source_table(survey: Survey, bad: Sequence[SampleError] = ()) -> tuple[list[
     """Header and rows of what each source gives, and of all together."""
     header = ['source', 'asked', 'by sample', 'by token', 'samples', 'mean tokens', 'visual', 'targets', 'too long',
               'bad']
-    failed = Counter(getattr(error, 'source', '') for error in bad)
+    failed = Counter(error.source for error in bad)
     everything = survey.items
     count, tokens = len(everything), sum(item.placed.length for item in everything)
     rows = []
@@ -108,7 +108,7 @@ def _bad_samples(page: Page, bad: Sequence[SampleError]) -> None:
     kinds = Counter(error.kind for error in bad)
     page.text(', '.join(f'{kind}: {count}' for kind, count in kinds.most_common()))
     page.table(('source', 'kind', 'sample', 'reason'),
-               [(getattr(error, 'source', ''), error.kind, error.sample_id, error.reason[:400])
+               [(error.source, error.kind, error.sample_id, error.reason[:400])
                 for error in bad[:REASONS_SHOWN]])
     if len(bad) > REASONS_SHOWN:
         page.text(f'and {len(bad) - REASONS_SHOWN} more', soft=True)

@@ -345,3 +345,11 @@ def test_a_resume_with_other_weights_is_refused():
         'abc', sources().sources)}, by='token')
     with pytest.raises(ValueError, match='resume: shares was'):
         loader(other).load_state_dict(loader(sources()).state_dict())
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_good_samples_of_one_window_stand_between_its_bad_ones(num_workers):
+    data = Dataset(4000, bad=range(0, 4000, 200))  # 0.5 %: twenty bad ones in one window, none next to another
+    stream = loader(data, on_error='skip', max_bad_in_a_row=8, window=4000, num_workers=num_workers)
+    steps(stream, 3)
+    assert stream.errors == dict(bad_sample=20)
