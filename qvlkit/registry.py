@@ -132,6 +132,10 @@ MERGERS = Registry('merger', 'qvlkit.models.mergers')
 POSITION_ENCODINGS = Registry('position encoding', 'qvlkit.models.position_encodings')
 # Turn embeddings into hidden states and logits.
 LANGUAGE_MODELS = Registry('language model', 'qvlkit.models.language_models')
+# Turn a caption into one vector: the text side of contrastive pre-training.
+TEXT_TOWERS = Registry('text tower', 'qvlkit.models.text_towers')
+# Turn the features of each picture into one vector: the picture side of contrastive pre-training.
+POOLINGS = Registry('pooling', 'qvlkit.models.poolings')
 # Compute attention for an AttentionPlan.
 ATTENTION_BACKENDS = Registry('attention backend', 'qvlkit.models.layers.attention')
 # Compare predictions with targets.
@@ -150,6 +154,8 @@ TOKENIZERS = Registry('tokenizer', 'qvlkit.data.tokenizers')
 OPTIMIZERS = Registry('optimizer', 'qvlkit.engine.optimizer')
 # Change the learning rate over steps.
 SCHEDULES = Registry('schedule', 'qvlkit.engine.optimizer')
+# Place the model on devices and add up over ranks.
+STRATEGIES = Registry('strategy', 'qvlkit.engine.strategies')
 # Turn a batch into a loss: one class for each training objective.
 TRAINERS = Registry('trainer', 'qvlkit.train')
 # Act at a named point of the loop: log, save, evaluate.
@@ -157,5 +163,6 @@ HOOKS = Registry('hook', 'qvlkit.train.hooks')
 # Score a model's answers on held-out samples.
 METRICS = Registry('metric', 'qvlkit.evaluation.metrics')
 
-ALL = [VISION_ENCODERS, MERGERS, POSITION_ENCODINGS, LANGUAGE_MODELS, ATTENTION_BACKENDS, LOSSES, DATASETS, STORES,
-       VIDEO_READERS, TRANSFORMS, TOKENIZERS, OPTIMIZERS, SCHEDULES, TRAINERS, HOOKS, METRICS]
+ALL = [VISION_ENCODERS, MERGERS, POSITION_ENCODINGS, LANGUAGE_MODELS, TEXT_TOWERS, POOLINGS, ATTENTION_BACKENDS,
+       LOSSES, DATASETS, STORES, VIDEO_READERS, TRANSFORMS, TOKENIZERS, OPTIMIZERS, SCHEDULES, STRATEGIES, TRAINERS,
+       HOOKS, METRICS]

@@ -5,15 +5,20 @@ Below a dict with `type` the keys are the arguments of the constructor that `typ
 from collections.abc import Collection
 
 TOP_LEVEL = ('model', 'tokenizer', 'processor', 'stages', 'run', 'seed', 'work_dir', 'precision', 'plugins',
-             'threads')
+             'threads', 'strategy')
 STAGE = ('trainer', 'data', 'loader', 'max_steps', 'accumulation', 'max_grad_norm', 'parts', 'optimizer', 'schedule',
-         'hooks', 'model', 'processor')
+         'hooks', 'model', 'processor', 'init', 'towers', 'lora', 'ema')
 MODEL = ('vision_encoder', 'merger', 'position_encoding', 'language_model', 'attention', 'image_mean',
          'image_std')
 LOADER = ('row_length', 'window', 'num_workers', 'shuffle', 'on_error', 'max_bad_share', 'max_bad_in_a_row')
-PART = ('trainable', 'lr', 'weight_decay')
+# The two towers of the contrastive stage, beside the model's vision encoder.
+TOWERS = ('text_tower', 'pooling', 'width', 'temperature', 'bias')
+PART = ('trainable', 'lr', 'weight_decay', 'layer_decay')
 # Parts of the model that a stage may freeze or give a learning rate.
-PARTS = ('vision_encoder', 'merger', 'language_model')
+PARTS = ('vision_encoder', 'merger', 'language_model', 'pooling', 'text_tower', 'temperature')
+# Low-rank adapters of some parts, and the moving average of the weights.
+LORA = ('parts', 'rank', 'alpha', 'dropout', 'target_modules', 'quantize')
+EMA = ('decay',)
 # A part of a mixture of datasets, and what it may set for its own samples.
 MIXTURE_PART = ('dataset', 'weight', 'order', 'epochs', 'exhausted', 'oversize', 'limits')
 LIMITS = ('min_pixels', 'max_pixels', 'video_min_pixels', 'video_max_pixels', 'video_total_pixels', 'fps', 'min_frames',
@@ -26,7 +31,7 @@ NAMED = ('hooks', 'metrics', 'datasets', 'benchmarks', 'transforms')
 REQUIRED = ('model', 'tokenizer', 'stages', 'run', 'work_dir')
 REQUIRED_OF_STAGE = ('trainer', 'data', 'loader', 'max_steps', 'optimizer', 'schedule')
 # Keys that may be null.
-NULLABLE = ('max_grad_norm', 'threads')
+NULLABLE = ('max_grad_norm', 'threads', 'init', 'lora', 'ema')
 
 
 def known_keys(path: str) -> Collection[str] | None:
@@ -45,5 +50,6 @@ def known_keys(path: str) -> Collection[str] | None:
     if keys[-3:-2] == ['parts'] and keys[-1] == 'limits':
         return LIMITS
     if len(keys) == 1:
-        return {'model': MODEL, 'processor': PROCESSOR, 'loader': LOADER}.get(keys[0])
+        return {'model': MODEL, 'processor': PROCESSOR, 'loader': LOADER, 'towers': TOWERS, 'init': PARTS,
+                'lora': LORA, 'ema': EMA}.get(keys[0])
     return None

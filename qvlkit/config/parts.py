@@ -11,7 +11,8 @@ logger = logging.getLogger('qvlkit')
 # The registry of a dict by its own key, and by the key of the dict around it.
 SLOTS = {'vision_encoder': registry.VISION_ENCODERS, 'merger': registry.MERGERS,
          'position_encoding': registry.POSITION_ENCODINGS, 'language_model': registry.LANGUAGE_MODELS,
-         'loss': registry.LOSSES, 'data': registry.DATASETS, 'tokenizer': registry.TOKENIZERS,
+         'loss': registry.LOSSES, 'text_tower': registry.TEXT_TOWERS, 'pooling': registry.POOLINGS,
+         'strategy': registry.STRATEGIES, 'data': registry.DATASETS, 'tokenizer': registry.TOKENIZERS,
          'optimizer': registry.OPTIMIZERS, 'schedule': registry.SCHEDULES, 'trainer': registry.TRAINERS,
          'dataset': registry.DATASETS}
 SLOTS_INSIDE = {'hooks': registry.HOOKS, 'metrics': registry.METRICS, 'datasets': registry.DATASETS,

@@ -11,7 +11,6 @@ from torch import nn
 from qvlkit.config import check_complete, save_config
 from qvlkit.config.load import redact
 from qvlkit.convert.huggingface import load_weights
-from qvlkit.data.collate import collate
 from qvlkit.data.datasets.mixture import as_mixture
 from qvlkit.data.formats.grounding import regions_to_text
 from qvlkit.data.loader import PackedLoader
@@ -22,7 +21,6 @@ from qvlkit.engine.optimizer import build_optimizer
 from qvlkit.engine.seed import seed_everything
 from qvlkit.engine.strategies.single import SingleDevice
 from qvlkit.models.builder import build_model
-from qvlkit.planning.flops import SampleCost
 from qvlkit.planning.readiness import check_ready
 from qvlkit.registry import DATASETS, HOOKS, SCHEDULES, TOKENIZERS, TRAINERS
 from qvlkit.structures import SampleError, Turn
@@ -123,12 +121,14 @@ def build_processor(model: nn.Module, tokenizer: Any, settings: dict, *, seed: i
 
 def build_loader(dataset: Any, processor: Processor, model: nn.Module, stage: dict, **settings: Any) -> PackedLoader:
     """The loader of a stage: rows are evened out by what the model's parts say that a sample costs."""
-    join = partial(collate, plan=model.vision_encoder.plan, geometry=model.geometry,
+    trainer = TRAINERS.get(stage['trainer']['type'])
+    join = partial(trainer.collate, plan=model.vision_encoder.plan, geometry=model.geometry,
                    sources=tuple(source.name for source in as_mixture(dataset).sources))
     trains = {part: (stage.get('parts') or {}).get(part, {}).get('trainable', True)
               for part in ('vision_encoder', 'merger', 'language_model')}
-    return PackedLoader(dataset, processor, join, cost=SampleCost(model, trains),
-                        accumulation=stage.get('accumulation', 1), **{**stage['loader'], **settings})
+    return PackedLoader(dataset, trainer.encoder(processor, stage['trainer']), join,
+                        cost=trainer.sample_cost(model, trains), accumulation=stage.get('accumulation', 1),
+                        **{**stage['loader'], **settings})
 
 
 def dataset_texts(dataset: Any) -> Iterator[str]:

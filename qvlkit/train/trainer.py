@@ -5,14 +5,17 @@ siblings define; everything that only watches or saves is a hook (train/hooks/).
 """
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from qvlkit.data.collate import collate
 from qvlkit.engine.seed import rng_state, set_rng_state
-from qvlkit.structures import PackedBatch
+from qvlkit.planning.flops import SampleCost
+from qvlkit.structures import Measure, PackedBatch
 from qvlkit.train.checkpointing import load_training_state, save_training_state
 from qvlkit.train.hooks.base import Hook
 
@@ -35,7 +38,11 @@ class Trainer(ABC):
         stage: Its name.
         config: The resolved config, saved with each checkpoint.
         processor: Saved with each checkpoint, so that a checkpoint answers questions by itself.
+
+    What a trainer needs of its data it says in class attributes: `collate` joins encoded samples to a batch,
+    `encoder` makes of the processor what measures and encodes its samples, `sample_cost` is what they cost.
     """
+    collate: Callable[..., Any] = staticmethod(collate)
 
     def __init__(self, model: nn.Module, loader: Any, *, optimizer: torch.optim.Optimizer, schedule: Any, strategy: Any,
                  hooks: list[Hook], max_steps: int, max_grad_norm: float | None, work_dir: Path, stage: str,
@@ -46,12 +53,36 @@ class Trainer(ABC):
         self.work_dir, self.stage, self.config, self.processor = Path(work_dir), stage, config, processor
         self.step = 0
         self.metrics: dict[str, Any] = {}
+        self.results: dict[str, dict] = {}  # held-out numbers of the stage, noted by hooks: see recipe_report.py
+        self._noted: dict[str, torch.Tensor] = {}  # name -> (2,): sum and count of this step, on the device
         self.group_sums: torch.Tensor | None = None  # (groups, 2): loss and targets of each group, in this step
         self.rows: list[PackedBatch] = []  # of this step, as the loader gave them
 
+    @classmethod
+    def encoder(cls, processor: Any, settings: dict) -> Any:
+        """What measures and encodes this trainer's samples: has `measure`, `measure_sizes`, `shrunk_limits`, `encode`.
+
+        Args:
+            processor: The run's Processor.
+            settings: The trainer's config.
+        """
+        return processor
+
+    @classmethod
+    def sample_cost(cls, model: nn.Module, trainable: Mapping[str, bool]) -> Callable[[Measure], float]:
+        """Measure -> operations of a sample in a step, by which rows are evened out."""
+        return SampleCost(model, trainable)
+
     @abstractmethod
-    def compute_loss(self, batch: PackedBatch) -> torch.Tensor:
-        """Sum of the losses of the batch's targets: a scalar tensor."""
+    def compute_loss(self, batch: Any) -> torch.Tensor:
+        """Sum of the losses of the batch: a scalar tensor."""
+
+    def loss_units(self, batch: Any) -> int:
+        """How many terms `compute_loss` sums: the step's loss is the sum over all rows and ranks, divided by them."""
+        return batch.num_targets
+
+    def prepare_step(self, rows: list) -> None:  # noqa: B027
+        """Called with the rows of a step, on the device, before the first loss."""
 
     def fit(self) -> None:
         """Train from the present step to the last."""
@@ -76,22 +107,38 @@ class Trainer(ABC):
     def train_step(self, rows: list[PackedBatch]) -> dict[str, Any]:
         """One optimizer step over the rows; the numbers it returns may still be on the device."""
         self.rows, rows = rows, [row.to(self.device, non_blocking=True) for row in rows]
-        num_targets = self.strategy.sum_over_ranks(
-            torch.full((), sum(row.num_targets for row in rows), device=self.device))
-        loss, self.group_sums = torch.zeros((), device=self.device), None
+        units = self.strategy.sum_over_ranks(
+            torch.full((), sum(map(self.loss_units, rows)), device=self.device))
+        loss, self.group_sums, self._noted = torch.zeros((), device=self.device), None, {}
+        self.prepare_step(rows)
         for row in rows:
             with self.strategy.autocast():
-                row_loss = self.compute_loss(row) / num_targets
+                row_loss = self.compute_loss(row) / units
             row_loss.backward()
             loss = loss + row_loss.detach()  # in the loss's own precision
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group['params']]
+        self.strategy.reduce_gradients(parameters)
         grad_norm = self.strategy.clip_gradients(parameters, self.max_grad_norm)
         learning_rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
         return dict(loss=self.strategy.sum_over_ranks(loss), grad_norm=grad_norm, lr=learning_rate,
-                    num_tokens=sum(row.num_tokens for row in rows), num_targets=num_targets)
+                    num_tokens=sum(row.num_tokens for row in rows), num_targets=units, **self._noted_means())
+
+    def note(self, name: str, values: torch.Tensor) -> None:
+        """Add the values (n,) to the mean that the step's metrics give under `name`; stays on the device.
+
+        Every rank notes the same names, though perhaps with no value.
+        """
+        sums = torch.stack([values.detach().double().sum(), values.new_tensor(values.numel(), dtype=torch.float64)])
+        self._noted[name] = self._noted[name] + sums if name in self._noted else sums
+
+    def _noted_means(self) -> dict[str, torch.Tensor]:
+        if not self._noted:
+            return {}
+        sums = self.strategy.sum_over_ranks(torch.stack(list(self._noted.values())))
+        return dict(zip(self._noted, sums[:, 0] / sums[:, 1]))
 
     def note_groups(self, batch: PackedBatch, losses: torch.Tensor) -> None:
         """Add the losses of the batch's targets (S,) to the sums of their groups; stays on the device."""

@@ -8,6 +8,9 @@ backward(): those are the trainer's. The whole interface:
     prepare(model) -> model        before the optimizer is built
     autocast()                     context of the forward pass
     sum_over_ranks(tensor)         the same shape, added over ranks, on the device
+    gather_rows(tensor)            rows of all ranks one after the other, and where this rank's own begin
+    reduce_gradients(params)       after the last backward of a step: gradients added over ranks
+    barrier()                      wait for every rank
     clip_gradients(params, norm)   -> global norm before clipping, a device tensor
 """
 import contextlib
@@ -16,11 +19,12 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from qvlkit.registry import near_names
+from qvlkit.registry import STRATEGIES, near_names
 
 PRECISIONS = ['auto', 'bf16', 'fp32']
 
 
+@STRATEGIES.register_module()
 class SingleDevice:
     """Train on one device.
 
@@ -55,6 +59,16 @@ class SingleDevice:
     def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         """Itself: there is one rank."""
         return tensor
+
+    def gather_rows(self, tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """(n, ...) -> rows of all ranks (N, ...), where this rank's own begin; gradients reach every rank."""
+        return tensor, 0
+
+    def reduce_gradients(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Nothing: there is one rank."""
+
+    def barrier(self) -> None:
+        """Nothing: there is one rank."""
 
     def clip_gradients(self, parameters: Iterable[torch.Tensor], max_norm: float | None) -> torch.Tensor:
         """Scale all gradients so that their joint norm is at most `max_norm`, without asking the device for a number.
