@@ -6,7 +6,9 @@ from pathlib import Path
 from qvlkit.evaluation.training_report import smooth
 from qvlkit.report.page import Page
 
-HEADER = ('stage', 'steps', 'tokens', 'trains', 'time', 'final loss', 'held out', 'chance', 'before', 'after')
+COSTS = ('stage', 'trainer', 'steps', 'tokens', 'parameters that train', 'time', 'final loss')
+RESULTS = ('stage', 'held out', 'chance', 'before', 'after')
+WIDTH = 110  # columns of a table where the output goes to a file
 PAGE, SUMMARY, LOG = 'report.html', 'summary.json', 'log.jsonl'
 
 
@@ -23,28 +25,32 @@ def report_stages(folder: Path, names: Iterable[str]) -> Path | None:
                  for name in dict.fromkeys(names) if (folder / name / SUMMARY).is_file()}
     if not summaries:
         return None
-    table = Table(*HEADER, title='The stages')
-    for row in stage_rows(summaries.values()):
-        table.add_row(*row, end_section=True)
     console = Console()
-    console.print(table)
+    console = console if console.is_terminal else Console(width=WIDTH)
+    for title, header, rows in (('The stages', COSTS, cost_rows(summaries.values())),
+                                ('What each stage changed', RESULTS, result_rows(summaries.values()))):
+        table = Table(*header, title=title)
+        for row in rows:
+            table.add_row(*row)
+        if table.row_count:
+            console.print(table)
     page = write_recipe_report(folder / PAGE, summaries)
     console.print(f'report: {page}', soft_wrap=True)
     return page
 
 
-def stage_rows(summaries: Iterable[dict]) -> list[tuple[str, ...]]:
-    """Rows under `HEADER`: one for each held-out number of a stage, the first of which holds the stage's costs."""
-    rows = []
-    for summary in summaries:
-        loss = summary['loss']
-        costs = (summary['stage'], f'{summary["steps"]:,}', f'{summary["tokens"]:,}', f'{summary["trainable"]:,}',
-                 _time(summary['seconds']), '–' if loss is None else f'{loss:.4f}')
-        results = [(name, *(_value(result.get(key), result.get('unit')) for key in ('chance', 'before', 'after')))
-                   for name, result in summary['results'].items()] or [('–',) * 4]
-        rows += [((*costs, *result) if number == 0 else (*('',) * len(costs), *result))
-                 for number, result in enumerate(results)]
-    return rows
+def cost_rows(summaries: Iterable[dict]) -> list[tuple[str, ...]]:
+    """Rows under `COSTS`, one for each stage."""
+    return [(summary['stage'], summary['trainer'], f'{summary["steps"]:,}', f'{summary["tokens"]:,}',
+             f'{summary["trainable"]:,} of {summary["parameters"]:,}', _time(summary['seconds']),
+             '–' if summary['loss'] is None else f'{summary["loss"]:.4f}') for summary in summaries]
+
+
+def result_rows(summaries: Iterable[dict]) -> list[tuple[str, ...]]:
+    """Rows under `RESULTS`, one for each held-out number of a stage."""
+    return [(summary['stage'], name, *(_value(result.get(key), result.get('unit'))
+                                       for key in ('chance', 'before', 'after')))
+            for summary in summaries for name, result in summary['results'].items()]
 
 
 def write_recipe_report(path: Path, summaries: dict[str, dict]) -> Path:
@@ -57,7 +63,9 @@ def write_recipe_report(path: Path, summaries: dict[str, dict]) -> Path:
     page = Page('The recipe, stage by stage')
     page.text('Each stage starts from the one before. Held-out numbers are taken before its first and after its last '
               'step, on samples that are not in its training data.')
-    page.table(HEADER, stage_rows(summaries.values()), bold=HEADER.index('after'))
+    page.table(COSTS, cost_rows(summaries.values()))
+    if any(summary['results'] for summary in summaries.values()):
+        page.table(RESULTS, result_rows(summaries.values()), bold=RESULTS.index('after'))
     shares = {f'{name}: {metric}': _levels(result) for name, summary in summaries.items()
               for metric, result in summary['results'].items() if result.get('unit') == '%'}
     if shares:

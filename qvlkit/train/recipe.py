@@ -75,7 +75,7 @@ def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = 
             trainer = build_stage(config, name, folder / name, tokenizer=run_tokenizer(config, stages, folder))
             trainer.resume()
         else:
-            sources = first_weights(config, name, folder, load_from if name == stages[0] else None)
+            sources = first_weights(config, name, folder, load_from if name == stages[0] else None, stages)
             init = describe(sources)
             trainer = build_stage(config, name, folder / name, load_from=sources,
                                   tokenizer=run_tokenizer(config, stages, folder))

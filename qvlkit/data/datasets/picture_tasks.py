@@ -100,7 +100,7 @@ class PictureTasks:
         size: Number of samples.
         split: 'train' (several questions in a sample) or 'held_out' (one); the two never draw the same stream.
         seed: Changes every picture.
-        tasks: Which of 'name', 'count', 'locate', 'read', 'list' to ask. Sample i is built around tasks[i % len(tasks)].
+        tasks: Which of 'name', 'count', 'locate', 'read', 'list' to ask; sample i is around tasks[i % len(tasks)].
         questions_per_picture: Most questions in a training sample; scenes that allow fewer ask fewer.
         picture_sizes: (width, height) of a scene in pixels, one drawn for each sample.
         max_objects: A scene to count has 1 to this many shapes, in turn; no two of them share a colour.
