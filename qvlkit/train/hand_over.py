@@ -24,7 +24,7 @@ WHOLE = 'model'  # stands for every part in a table of sources
 
 
 def first_weights(config: dict, name: str, folder: Path, load_from: str | None = None,
-                  stages: list[str] | None = None) -> dict[str, Path]:
+                  running: list[str] | None = None) -> dict[str, Path]:
     """Part -> folder that its weights come from, or {'model': folder} where all parts come from one.
 
     Args:
@@ -32,7 +32,7 @@ def first_weights(config: dict, name: str, folder: Path, load_from: str | None =
         name: Of the stage.
         folder: The run's, in which each stage has a folder.
         load_from: Folder that takes the place of everything the config says.
-        stages: Those that are run now, in order: which one is before a stage that the config's `run` does not name.
+        running: The stages that are run now, in order: which one is before a stage that the config's `run` does not name.
 
     Raises:
         ValueError: It starts from a stage that has not been run, or from a folder that is not there.
@@ -42,7 +42,7 @@ def first_weights(config: dict, name: str, folder: Path, load_from: str | None =
         return {WHOLE: Path(load_from)}
     init = stages[name].get('init')
     if init is None:
-        order = run if name in run else stages or [name]
+        order = run if name in run else running or [name]
         before = order[:order.index(name)]
         return {WHOLE: _stage_folder(folder, before[-1], f'{key} starts')} if before else {}
     sources = {}
