@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from qvlkit.models.language_models.qwen2_decoder import Layer
 from qvlkit.models.layers.norms import RMSNorm
 from qvlkit.models.layers.segments import segment_mean
-from qvlkit.models.language_models.qwen2_decoder import Layer
 from qvlkit.models.position_encodings.rope_1d import RoPE1D
 from qvlkit.registry import TEXT_TOWERS, near_names
 from qvlkit.structures import ImageTextBatch
