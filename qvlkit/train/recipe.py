@@ -22,7 +22,7 @@ from qvlkit.engine.optimizer import build_optimizer
 from qvlkit.engine.seed import seed_everything
 from qvlkit.engine.strategies.single import SingleDevice
 from qvlkit.evaluation.recipe_report import report_stages
-from qvlkit.models.builder import build_model
+from qvlkit.models.builder import build_model, stage_model
 from qvlkit.planning.readiness import absent_paths, check_ready
 from qvlkit.registry import DATASETS, HOOKS, SCHEDULES, TOKENIZERS, TRAINERS, constructor_keys
 from qvlkit.structures import SampleError, Turn
@@ -138,9 +138,11 @@ def build_stage(config: dict, name: str, work_dir: Path, *, load_from: str | dic
     # The data pipeline gets the rules of a model without weights: it travels to worker processes.
     rules = build_model(model_config, vocab_size=tokenizer.vocab_size, device='meta')
     processor = build_processor(rules, tokenizer, stage.get('processor', config.get('processor', {})), seed=seed)
+    if stage.get('towers'):
+        rules = stage_model(config, stage, name=name, vocab_size=tokenizer.vocab_size, device='meta')
     loader = build_loader(dataset, processor, rules, stage, seed=seed, pin_memory=strategy.device.type == 'cuda',
                           quarantine=work_dir / 'quarantine.jsonl')
-    model = build_model(model_config, vocab_size=tokenizer.vocab_size, seed=seed)
+    model = stage_model(config, stage, name=name, vocab_size=tokenizer.vocab_size, seed=seed)
     if load_from:
         load_first_weights(model, load_from if isinstance(load_from, dict) else {WHOLE: Path(load_from)})
     model = strategy.prepare(model)
@@ -173,7 +175,7 @@ def build_loader(dataset: Any, processor: Processor, model: nn.Module, stage: di
     join = partial(trainer.collate, plan=model.vision_encoder.plan, geometry=model.geometry,
                    sources=tuple(source.name for source in as_mixture(dataset).sources))
     trains = {part: (stage.get('parts') or {}).get(part, {}).get('trainable', True)
-              for part in ('vision_encoder', 'merger', 'language_model')}
+              for part in model.parts()}
     return PackedLoader(dataset, trainer.encoder(processor, stage['trainer']), join,
                         cost=trainer.sample_cost(model, trains), accumulation=stage.get('accumulation', 1),
                         **{**stage['loader'], **settings})
