@@ -43,7 +43,7 @@ def load(folder: str | Path, *, dtype: str | torch.dtype = 'auto', device: str |
     model = load_model(opened, dtype=dtype, device=device, attention=attention, vocab_size=tokenizer.vocab_size,
                        progress=progress)
     processor = Processor(tokenizer, model.geometry, num_tokens=model.merger.num_tokens,
-                          position_ids=model.position_encoding.ids, plan=model.vision_encoder.plan,
+                          token_grid=model.merger.token_grid, position_ids=model.position_encoding.ids, plan=model.plan,
                           **read_limits(opened.path))
     return model, processor
 
@@ -78,7 +78,8 @@ def load_model(folder: str | Path | ModelFolder, *, dtype: str | torch.dtype = '
     return model.eval()
 
 
-_EMBEDDINGS = (EMBEDDING, released_name(EMBEDDING), 'model.language_model.embed_tokens.weight')
+_EMBEDDINGS = (EMBEDDING, released_name(EMBEDDING), 'model.language_model.embed_tokens.weight',
+               'language_model.model.embed_tokens.weight')  # the last: of HFDecoder
 
 
 def check_placeholders(folder: ModelFolder, tokenizer) -> None:

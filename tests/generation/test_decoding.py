@@ -41,7 +41,7 @@ def make_layout_and_sample(model, items, seed):
             continue
         kind, grid, *seconds = item
         count = model.merger.num_tokens(grid)
-        layout.append(VisionSpan(geometry.token_grid(grid), *seconds))
+        layout.append(VisionSpan(model.merger.token_grid(grid), *seconds))
         rows += range(len(tokens), len(tokens) + count)
         tokens += [0] * count
         values = geometry.in_channels * (1 if kind == 'image' else geometry.temporal_patch_size) * PATCH**2
@@ -66,7 +66,7 @@ def greedy_without_cache(model, layout, sample, max_new_tokens, stop_ids=()):
     answer, states = [], []
     for _ in range(max_new_tokens):
         whole = longer(model, layout, sample, answer)
-        batch = collate([whole], plan=model.vision_encoder.plan, geometry=model.geometry)
+        batch = collate([whole], plan=model.plan, geometry=model.geometry)
         with torch.no_grad():
             states.append(model(batch)[-1])
             token = int(model.language_model.logits(states[-1]).argmax())
@@ -83,7 +83,7 @@ def decode(monkeypatch):
         seen = []
         logits = model.language_model.logits
         monkeypatch.setattr(model.language_model, 'logits', lambda hidden: seen.append(hidden) or logits(hidden))
-        answers = generate_tokens(model, prompts, plan=model.vision_encoder.plan, **arguments)
+        answers = generate_tokens(model, prompts, plan=model.plan, **arguments)
         monkeypatch.undo()
         return answers, seen
     return run
@@ -139,7 +139,7 @@ def test_other_pixels_give_another_answer():
     model = make_model()
     one, other = (make_layout_and_sample(model, PROMPTS[1], 1)[1] for _ in range(2))
     other.patches[0] = 255 - other.patches[0]
-    answers = generate_tokens(model, [one, other], plan=model.vision_encoder.plan, max_new_tokens=12, stop_ids=[])
+    answers = generate_tokens(model, [one, other], plan=model.plan, max_new_tokens=12, stop_ids=[])
     assert answers[0] != answers[1]
 
 
@@ -147,7 +147,7 @@ def test_generate_answers_messages_with_text():
     tokenizer = StandInTokenizer(400)
     model = make_model(vocab_size=tokenizer.vocab_size, dtype=torch.float32)
     processor = Processor(tokenizer, model.geometry, num_tokens=model.merger.num_tokens,
-                          position_ids=model.position_encoding.ids, plan=model.vision_encoder.plan, min_pixels=64,
+                          position_ids=model.position_encoding.ids, plan=model.plan, min_pixels=64,
                           max_pixels=1024)
     messages = [{'role': 'user', 'content': [{'type': 'image', 'image': np.full((20, 30, 3), 200, dtype=np.uint8)},
                                              {'type': 'text', 'text': 'What?'}]}]
