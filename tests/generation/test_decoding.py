@@ -22,8 +22,9 @@ PROMPTS = [[7], [3, ('image', (1, 6, 8)), 4], [1], [2, ('image', (1, 2, 2)), 3, 
            [('image', (1, 8, 2)), 1]]
 
 
-def make_model(position_encoding=None, dtype=torch.float64, vocab_size=VOCABULARY):
+def make_model(position_encoding=None, dtype=torch.float64, vocab_size=VOCABULARY, **parts):
     config = MODEL if position_encoding is None else dict(MODEL, position_encoding=position_encoding)
+    config = {**config, **{slot: {**config[slot], **changes} for slot, changes in parts.items()}}
     model = build_model(config, vocab_size=vocab_size, dtype=dtype, seed=0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -93,7 +94,19 @@ def decode(monkeypatch):
     None, dict(type='FrameIndexMRoPE', sections=[2, 1, 1], theta=100.0), dict(type='RoPE1D', theta=100.0)],
     ids=['AbsoluteTimeMRoPE', 'FrameIndexMRoPE', 'RoPE1D'])
 def test_cached_is_uncached(decode, position_encoding):
-    model = make_model(position_encoding)
+    check_cached_is_uncached(decode, make_model(position_encoding))
+
+
+@pytest.mark.parametrize('architecture', ['llama', 'qwen2', 'qwen3'])
+def test_cached_is_uncached_in_decoders_of_transformers(decode, architecture):
+    check_cached_is_uncached(decode, make_model(language_model=dict(type='HFDecoder', architecture=architecture)))
+
+
+def test_cached_is_uncached_behind_a_resampler(decode):
+    check_cached_is_uncached(decode, make_model(merger=dict(type='ResamplerMerger', queries=[2, 3], num_heads=4)))
+
+
+def check_cached_is_uncached(decode, model):
     prompts = [make_layout_and_sample(model, items, seed) for seed, items in enumerate(PROMPTS)]
     answers, states = decode(model, [sample for _, sample in prompts], max_new_tokens=12, stop_ids=[])
     assert len(states) == 12 and len({tuple(answer) for answer in answers}) == len(prompts)

@@ -12,10 +12,16 @@ from qvlkit.cli import train as train_cli
 from qvlkit.structures import SampleError
 from qvlkit.train.recipe import build_stage, dataset_texts, run_recipe
 
-# One override each -> what the placeholders of a picture of 112 x 112 pixels shrink to, and a part that must be there.
+# One override each, or a few -> what the placeholders of a picture of 112 x 112 pixels shrink to, and a part that must
+# be there.
 SWAPS = {
     'model.merger.type=AveragePoolMerger': (1, 'AveragePoolMerger'),
     'model.merger.type=PixelShuffleMerger': (1, 'PixelShuffleMerger'),
+    'model.merger.type=ResamplerMerger model.merger.queries=[2,4]': (2, 'ResamplerMerger'),
+    'model.vision_encoder.type=HFVisionEncoder model.vision_encoder.architecture=siglip_vision_model '
+    'model.vision_encoder.image_size=56': (1, 'HFVisionEncoder'),
+    'model.language_model.type=HFDecoder model.language_model.architecture=llama': (1, 'HFDecoder'),
+    'model.language_model.type=HFDecoder model.language_model.architecture=qwen2': (1, 'HFDecoder'),
     'model.merger.merge_size=4': (4, 'PatchMerger'),
     'model.vision_encoder.window_size=112': (1, 'Qwen25ViT'),
     'model.vision_encoder.type=Qwen2ViT': (1, 'Qwen2ViT'),
@@ -31,7 +37,7 @@ def rows_of(trainer, count=3):
 
 @pytest.mark.parametrize('override', SWAPS)
 def test_a_swap_is_one_override(build, override):
-    plain, swapped = build(), build(override)
+    plain, swapped = build(), build(*override.split())
     shrink, part = SWAPS[override]
     assert part in [type(module).__name__ for module in swapped.model.children()]
     for index in range(4):
@@ -56,9 +62,12 @@ def test_what_a_swap_is_meant_to_change_does_change_the_loss(build):
         return trainer.train_step(next(iter(trainer.loader)))['loss'].item()
     plain = first_loss()
     assert first_loss() == plain
-    losses = {override: first_loss(override) for override in SWAPS}
+    losses = {override: first_loss(*override.split()) for override in SWAPS}
     assert losses.pop('model.attention=eager') == pytest.approx(plain, rel=1e-5)
     assert losses.pop('model.position_encoding.type=FrameIndexMRoPE') == plain  # the two differ for videos only
+    for override in [override for override in losses if 'HFDecoder' in override]:
+        # The same arithmetic, and the same first weights in the same order; biases start at zero.
+        assert losses.pop(override) == pytest.approx(plain, rel=1e-5)
     assert all(abs(loss - plain) > 1e-4 for loss in losses.values()), (plain, losses)
 
 
