@@ -199,6 +199,21 @@ def test_the_checkpoint_of_a_run_answers_by_itself(small_file, tmp_path):
     assert processor.limits['max_pixels'] == 140 * 140
 
 
+@pytest.mark.parametrize('override', [override for override in SWAPS if 'HF' in override or 'Resampler' in override])
+def test_the_checkpoint_of_a_swapped_part_answers_as_the_model_that_was_trained(small, tmp_path, override):
+    config = small('stages.sft.max_steps=2', 'stages.sft.hooks.checkpoint.interval=2', *override.split())
+    trainer = build_stage(config, 'sft', tmp_path / 'sft')
+    trainer.fit()
+    model, processor = load(tmp_path / 'sft')
+    question = [{'role': 'user', 'content': [{'type': 'image', 'image': Image.new('RGB', (90, 60), 'red')},
+                                             {'type': 'text', 'text': 'What is it?'}]}]
+    batch = processor(question, add_generation_prompt=True)
+    with torch.no_grad():
+        assert torch.equal(model(batch), trainer.model.eval()(batch))
+    answer = generate(model, processor, question, max_new_tokens=4)
+    assert answer == generate(trainer.model, trainer.processor, question, max_new_tokens=4)
+
+
 def test_a_tokenizer_learns_from_the_samples_that_can_be_used(build):
     trainer = build()
     dataset = trainer.loader.dataset

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional as F
 
 from qvlkit.models.layers.transformers_models import (
     attention_name,
+    build_from_config,
     folder_config,
     need_sizes,
     require_transformers,
@@ -81,8 +83,7 @@ class HFDecoder(nn.Module):
         self.width, self.depth, self.vocab_size = config.hidden_size, config.num_hidden_layers, config.vocab_size
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = _head_dim(config)
-        self.model = transformers.AutoModel.from_config(config, attn_implementation=attention_name(attention),
-                                                        dtype=torch.get_default_dtype(), trust_remote_code=False)
+        self.model = build_from_config(transformers.AutoModel, config, attention)
         self.model.rotary_emb = GivenRotary()
         self.model.get_input_embeddings().padding_idx = None  # every row learns
         self.lm_head = None if config.tie_word_embeddings else nn.Linear(self.width, self.vocab_size, bias=False)
@@ -189,7 +190,8 @@ def _prove(config_text: str, attention: str) -> None:
     config = _tiny(transformers.AutoConfig.for_model(values.pop('model_type'), **values))
     backend = attention if attention in ('eager', 'sdpa') else 'sdpa'  # the others need an accelerator
     try:
-        with torch.random.fork_rng(devices=[]), torch.device('cpu'), torch.no_grad():
+        with (unset_fake_temporarily(), torch.random.fork_rng(devices=[]), torch.device('cpu'), torch.no_grad(),
+              torch.autocast('cpu', enabled=False)):
             torch.manual_seed(0)
             reference = transformers.AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), attn_implementation='eager', dtype=torch.float32, trust_remote_code=False).eval()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
 
 from qvlkit.models.layers.attention import attention_backend
 from qvlkit.structures import AttentionPlan
@@ -68,6 +69,29 @@ def need_sizes(given: dict[str, Any], config_key: str) -> None:
     if missing:
         raise ValueError(f'{config_key}: expected {", ".join(missing)} beside architecture, or the path of a Hugging '
                          'Face folder')
+
+
+def build_from_config(model: Any, config: Any, attention: str) -> nn.Module:
+    """A model of transformers with its own first weights, on the device of the context, under our attention.
+
+    Args:
+        model: Class of transformers, or an AutoModel, that builds from a config.
+        attention: Name of our backend.
+    """
+    make = model.from_config if hasattr(model, 'from_config') else model._from_config
+
+    def made() -> nn.Module:
+        return make(config, attn_implementation=attention_name(attention), dtype=torch.get_default_dtype())
+
+    device = torch.get_default_device()
+    if not isinstance(torch.empty(0), FakeTensor):
+        return made()
+    with torch.device('meta'):  # fake tensors have no values to draw
+        built = made()
+    for module in built.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=device)))
+    return built
 
 
 def attention_name(backend: str) -> str:

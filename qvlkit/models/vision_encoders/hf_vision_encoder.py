@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qvlkit.models.layers.transformers_models import (
-    attention_name,
+    build_from_config,
     folder_config,
     need_sizes,
     require_transformers,
@@ -80,8 +80,7 @@ class HFVisionEncoder(nn.Module):
         self.width, self.depth = config.hidden_size, config.num_hidden_layers
         self.num_heads, self.feed_forward_width = config.num_attention_heads, config.intermediate_size
         self.patch_size, self.in_channels, self.merge_size = config.patch_size, config.num_channels, merge_size
-        self.model = getattr(transformers, model)._from_config(
-            config, attn_implementation=attention_name(attention), dtype=torch.get_default_dtype())
+        self.model = build_from_config(getattr(transformers, model), config, attention)
         self.model.embeddings._buffers.pop('position_ids', None)  # the plan has them; no file does
         self.side = int(self.model.embeddings.position_embedding.num_embeddings**0.5)
 
