@@ -310,12 +310,14 @@ class VisionPlan:
     token_order (M,): visual token m of the merger's output is token token_order[m] of the media in reading order.
     positions (N, 2): row and column of each patch in its own picture, already in the encoder's order.
     attention: plans by name, for example 'window' and 'full'.
+    extra: further tensors of one part, by name.
     """
     order: torch.Tensor
     token_order: torch.Tensor
     positions: torch.Tensor
     attention: dict[str, AttentionPlan]
     grids: tuple[Grid, ...] = ()
+    extra: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def to(self, device, non_blocking: bool = False) -> 'VisionPlan':
         return move(self, device, non_blocking)

@@ -361,7 +361,7 @@ def test_the_listed_keys_are_those_that_the_constructors_take():
     from qvlkit.config import keys
     from qvlkit.data.loader import PackedLoader
     from qvlkit.data.processor import Processor
-    handed = {'tokenizer', 'geometry', 'num_tokens', 'position_ids', 'plan'}
+    handed = {'tokenizer', 'geometry', 'num_tokens', 'token_grid', 'position_ids', 'plan'}
     from qvlkit.data.datasets.mixture import PART_KEYS
     from qvlkit.data.processor import LIMITS
     own = set(inspect.signature(Processor).parameters) - handed - {'seed', 'limits'}

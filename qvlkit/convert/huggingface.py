@@ -19,7 +19,14 @@ from torch import nn
 
 from qvlkit.convert.config_mapping import FIELDS, SLOTS, updated_config, values_from_model
 from qvlkit.convert.folders import ModelFolder, carry, hugging_face_config, new_folder, open_folder, write_model
-from qvlkit.convert.key_mapping import EMBEDDING, HEAD, map_names, released_name, released_shape
+from qvlkit.convert.key_mapping import (
+    EMBEDDING,
+    HEAD,
+    embedding_name,
+    map_names,
+    released_name,
+    released_shape,
+)
 from qvlkit.convert.weight_files import WeightFiles, read_json, write_weights
 from qvlkit.models.builder import build_model
 from qvlkit.structures import VisionGeometry
@@ -73,9 +80,9 @@ def to_hf(source: str | Path, target: str | Path, *, config_from: str | Path | N
     config_file = _config_file(config_from) if config_from is not None else folder.config_file
     with new_folder(target) as partial:
         files = WeightFiles(folder.path)
+        values = values_from_model(folder.model, vocab_size=_rows(files))
         model = _on_meta(folder, files)
         names = match_names(files, model, folder)
-        values = values_from_model(folder.model, vocab_size=files.shape(names[EMBEDDING])[0])
         if config_file is not None and config_file.parent != folder.path:
             carry(config_file.parent, partial)
         carry(folder.path, partial)
@@ -251,5 +258,10 @@ def _write_json(path: Path, content: Mapping) -> None:
 
 def _on_meta(folder: ModelFolder, files: WeightFiles) -> nn.Module:
     """The folder's model without memory; the embedding's rows come from the weights where the config leaves them."""
-    rows = files.shape(EMBEDDING)[0] if EMBEDDING in files.names() else None
-    return build_model(folder.model, vocab_size=rows, device='meta')
+    return build_model(folder.model, vocab_size=_rows(files), device='meta')
+
+
+def _rows(files: WeightFiles) -> int | None:
+    """Rows of the embedding in files with our names; None for others, whose config says them."""
+    name = embedding_name([name for name in files.names() if name.startswith('language_model.')])
+    return None if name is None else files.shape(name)[0]

@@ -26,6 +26,13 @@ _OURS_TO_RELEASED = [('language_model.lm_head.', 'lm_head.'), ('merger.', 'visua
                      ('vision_encoder.', 'visual.'), ('language_model.', 'model.')]
 
 
+def embedding_name(names: Sequence[str]) -> str | None:
+    """The embedding among names of any spelling, ours or HFDecoder's; None if there is none."""
+    spellings = (EMBEDDING, 'language_model.model.embed_tokens.weight', 'model.embed_tokens.weight',
+                 'model.language_model.embed_tokens.weight')
+    return next((name for name in spellings if name in names), None)
+
+
 def our_name(name: str) -> str | None:
     """Our name of a Hugging Face tensor, in either spelling; None if it is not of this architecture."""
     return _replace(_replace(name, _TO_RELEASED) or name, _RELEASED_TO_OURS)

@@ -6,7 +6,7 @@ import torch
 
 from qvlkit.convert.folders import ModelFolder, open_folder
 from qvlkit.convert.huggingface import Progress, load_weights
-from qvlkit.convert.key_mapping import EMBEDDING, released_name
+from qvlkit.convert.key_mapping import EMBEDDING, embedding_name, released_name
 from qvlkit.convert.weight_files import WeightFiles, read_json
 from qvlkit.models.builder import build_model
 from qvlkit.models.vlm import VLM
@@ -43,7 +43,7 @@ def load(folder: str | Path, *, dtype: str | torch.dtype = 'auto', device: str |
     model = load_model(opened, dtype=dtype, device=device, attention=attention, vocab_size=tokenizer.vocab_size,
                        progress=progress)
     processor = Processor(tokenizer, model.geometry, num_tokens=model.merger.num_tokens,
-                          position_ids=model.position_encoding.ids, plan=model.vision_encoder.plan,
+                          token_grid=model.merger.token_grid, position_ids=model.position_encoding.ids, plan=model.plan,
                           **read_limits(opened.path))
     return model, processor
 
@@ -59,7 +59,7 @@ def load_model(folder: str | Path | ModelFolder, *, dtype: str | torch.dtype = '
     opened = folder if isinstance(folder, ModelFolder) else open_folder(folder)
     files = WeightFiles(opened.path)
     config = {**opened.model, 'attention': attention, **_normalisation(opened)}
-    embedding = next((name for name in files.names() if name in _EMBEDDINGS), None)
+    embedding = embedding_name(files.names())
     if embedding is None:
         raise ValueError(f'{opened.path}: the weights hold no embedding; expected {EMBEDDING!r} or '
                          f'{released_name(EMBEDDING)!r}')
@@ -76,9 +76,6 @@ def load_model(folder: str | Path | ModelFolder, *, dtype: str | torch.dtype = '
         model = build_model(config, vocab_size=rows, device=device, dtype=kind)
     load_weights(model, opened, progress=progress)
     return model.eval()
-
-
-_EMBEDDINGS = (EMBEDDING, released_name(EMBEDDING), 'model.language_model.embed_tokens.weight')
 
 
 def check_placeholders(folder: ModelFolder, tokenizer) -> None:

@@ -22,7 +22,7 @@ def collate(samples: Sequence[EncodedSample], *, plan: Callable[[Sequence[Grid]]
 
     Args:
         samples: In the order in which they stand in the row.
-        plan: The vision encoder's `plan`.
+        plan: The model's `plan`.
         geometry: Of the model; sizes the blank picture that a row without media carries.
         sources: Names of the data's sources. Each target is then noted under its sample's source and number of visual
             tokens: group = source * len(BUCKET_NAMES) + bucket.

@@ -65,7 +65,9 @@ class Processor:
         geometry: Of the model's vision encoder and merger.
         num_tokens: Grid in patches -> number of visual tokens (the merger's).
         position_ids: Layout -> (A, T) (the position encoding's `ids`).
-        plan: Grids -> VisionPlan (the vision encoder's); only batches need it.
+        plan: Grids -> VisionPlan (the model's); only batches need it.
+        token_grid: Grid in patches -> frame groups, rows and columns of visual tokens (the merger's); merge cells if
+            absent.
         transforms: Name -> config of a transform or a built one, applied in order between opening and resizing.
         add_vision_id: Write 'Picture 1: ' before each medium of a conversation.
         region_style: How boxes, points and polygons are written; see `WriteRegions`.
@@ -79,12 +81,13 @@ class Processor:
 
     def __init__(self, tokenizer: Any, geometry: VisionGeometry, *, num_tokens: Callable[[Grid], int],
                  position_ids: Callable[[Layout], torch.Tensor],
-                 plan: Callable[[Sequence[Grid]], VisionPlan] | None = None, transforms: dict | None = None,
-                 add_vision_id: bool = False, region_style: str = 'json',
-                 video_readers: Sequence[str] = READERS,
+                 plan: Callable[[Sequence[Grid]], VisionPlan] | None = None,
+                 token_grid: Callable[[Grid], Grid] | None = None, transforms: dict | None = None,
+                 add_vision_id: bool = False, region_style: str = 'json', video_readers: Sequence[str] = READERS,
                  video_deadline: float = 20.0, seed: int = 0, **limits: Any):
         self.tokenizer, self.geometry, self.seed = tokenizer, geometry, seed
         self.num_tokens, self.position_ids, self.plan = num_tokens, position_ids, plan
+        self.token_grid = token_grid or geometry.token_grid
         self.all_limits = check_limits({**LIMITS, **limits})
         if self.all_limits['max_frames'] < geometry.temporal_patch_size:
             raise ValueError(f'processor.max_frames: {self.all_limits["max_frames"]} frames do not fill a patch of '
@@ -257,8 +260,7 @@ class Processor:
         row, first = 0, 0
         for medium, count in zip(media, counts):
             start = int(tokens.visual_rows[first])
-            layout += [TextSpan(start - row), VisionSpan(self.geometry.token_grid(medium.grid),
-                                                         medium.seconds_per_grid)]
+            layout += [TextSpan(start - row), VisionSpan(self.token_grid(medium.grid), medium.seconds_per_grid)]
             row, first = start + count, first + count
         return [*layout, TextSpan(len(tokens.token_ids) - row)]
 

@@ -22,7 +22,7 @@ def generate_tokens(model: Any, prompts: Sequence[EncodedSample], *, plan: Calla
     Args:
         model: A VLM.
         prompts: Encoded with a generation prompt at their end.
-        plan: The vision encoder's `plan`.
+        plan: The model's `plan`.
         max_new_tokens: Longest answer.
         stop_ids: Tokens that end an answer.
     """
@@ -72,6 +72,6 @@ def generate(model: Any, processor: Any, messages: list[dict], max_new_tokens: i
         max_new_tokens: Longest answer.
     """
     prompt = processor.encode(processor.from_messages(messages), generation_prompt=True)
-    answer, = generate_tokens(model, [prompt], plan=model.vision_encoder.plan, max_new_tokens=max_new_tokens,
+    answer, = generate_tokens(model, [prompt], plan=model.plan, max_new_tokens=max_new_tokens,
                               stop_ids=processor.stop_ids())
     return processor.tokenizer.decode(answer)

@@ -47,7 +47,8 @@ def build_model(config: dict, *, vocab_size: int | None = None, device: torch.de
     with torch.device(device):
         language_model = build.language_model()
         encoder = build.vision_encoder()
-        merger = build('merger', vision_dim=encoder.width, language_dim=language_model.width)
+        merger = build('merger', vision_dim=encoder.width, language_dim=language_model.width,
+                       attention=build.attention)
         positions = build('position_encoding', head_dim=language_model.head_dim)
         model = VLM(encoder, merger, position_encoding=positions, language_model=language_model, **build.pixels)
     return _finished(model, device, dtype, seed)
@@ -179,8 +180,8 @@ def initialise(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                std = module.weight.shape[1] ** -0.5
+            if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
+                std = module.weight[0].numel() ** -0.5
                 module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * std)
             if getattr(module, 'bias', None) is not None:
                 module.bias.zero_()

@@ -7,7 +7,7 @@ Each constructor takes what only that part decides (depth, window size, ...) and
 injects from the other parts:
 
     vision encoder       merge_size (from the merger), attention (backend name)
-    merger               vision_dim = D, language_dim = E
+    merger               vision_dim = D, language_dim = E, attention
     position encoding    head_dim (from the language model)
     language model       vocab_size (from the tokenizer, where the config leaves it open), attention
 
@@ -29,7 +29,10 @@ class VisionEncoder(Protocol):
     """Patches to features. Attributes: width = D, patch_size, temporal_patch_size, in_channels."""
 
     def plan(self, grids: Sequence[Grid]) -> VisionPlan:
-        """Orders, positions and attention plans for these grids: pure, on the CPU, without weights."""
+        """Orders, positions and attention plans for these grids: pure, on the CPU, without weights.
+
+        Frame groups stay in order, and the patches of each stay together; so do the blocks that the merger joins.
+        """
 
     def forward(self, patches: torch.Tensor, plan: VisionPlan) -> torch.Tensor:
         """(N, C*F*P*P), normalised, in plan order -> (N, D)."""
@@ -39,13 +42,22 @@ class VisionEncoder(Protocol):
 
 
 class Merger(Protocol):
-    """Features to visual tokens. Attribute: merge_size, the side of the block of patches that it joins."""
+    """Features to visual tokens. Attribute: merge_size, the side of the block of patches that it joins.
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, D), each block of merge_size**2 rows contiguous -> (M, E)."""
+    `layers/cells.py` has all but `forward` and `flops` for mergers that make one token of each block.
+    """
+
+    def forward(self, features: torch.Tensor, plan: VisionPlan) -> torch.Tensor:
+        """(N, D), each block of merge_size**2 rows contiguous, and what `arrange` gave -> (M, E)."""
+
+    def token_grid(self, grid: Grid) -> Grid:
+        """Frame groups, rows and columns of the visual tokens of a picture of this grid (in patches)."""
 
     def num_tokens(self, grid: Grid) -> int:
-        """How many visual tokens a picture of this grid (in patches) becomes."""
+        """How many visual tokens a picture of this grid (in patches) becomes: the product of its `token_grid`."""
+
+    def arrange(self, plan: VisionPlan) -> VisionPlan:
+        """The encoder's plan with the merger's own order of tokens and attention plans: pure, on the CPU."""
 
     def flops(self, grid: Grid) -> int:
         """As for the encoder."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from qvlkit.structures import PackedBatch, VisionGeometry
+from qvlkit.structures import Grid, PackedBatch, VisionGeometry, VisionPlan
 
 # Mean and standard deviation of each colour channel that CLIP's training pictures have, in 0 ... 1 (arXiv 2103.00020).
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -41,12 +41,16 @@ class VLM(nn.Module):
         return VisionGeometry(encoder.patch_size, encoder.temporal_patch_size, self.merger.merge_size,
                               encoder.in_channels)
 
+    def plan(self, grids: Sequence[Grid]) -> VisionPlan:
+        """Orders, positions and attention plans for these grids: pure, on the CPU, without weights."""
+        return self.merger.arrange(self.vision_encoder.plan(grids))
+
     def forward(self, batch: PackedBatch, cache=None, features: torch.Tensor | None = None) -> torch.Tensor:
         """Packed batch -> hidden states (T, E) after the final norm.
 
         `features` (N, D) are what `encode` gave for these pictures before: no second pass then.
         """
-        visual_tokens = self.merger(self.encode(batch) if features is None else features)
+        visual_tokens = self.merger(self.encode(batch) if features is None else features, batch.vision_plan)
         embeddings = self.place(self.language_model.embed(batch.token_ids), visual_tokens, batch.visual_rows)
         rotary = self.position_encoding.rotary(batch.position_ids)
         return self.language_model(embeddings, rotary, batch.attention, cache)

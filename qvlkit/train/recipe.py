@@ -167,13 +167,14 @@ def build_tokenizer(config: dict, dataset: Any) -> Any:
 def build_processor(model: nn.Module, tokenizer: Any, settings: dict, *, seed: int = 0) -> Processor:
     """Joins the data pipeline to the rules of the model's parts."""
     return Processor(tokenizer, model.geometry, num_tokens=model.merger.num_tokens,
-                     position_ids=model.position_encoding.ids, plan=model.vision_encoder.plan, seed=seed, **settings)
+                     token_grid=model.merger.token_grid, position_ids=model.position_encoding.ids, plan=model.plan,
+                     seed=seed, **settings)
 
 
 def build_loader(dataset: Any, processor: Processor, model: nn.Module, stage: dict, **settings: Any) -> PackedLoader:
     """The loader of a stage: rows are evened out by what the model's parts say that a sample costs."""
     trainer = TRAINERS.get(stage['trainer']['type'])
-    join = partial(trainer.collate, plan=model.vision_encoder.plan, geometry=model.geometry,
+    join = partial(trainer.collate, plan=model.plan, geometry=model.geometry,
                    sources=tuple(source.name for source in as_mixture(dataset).sources))
     trains = {part: (stage.get('parts') or {}).get(part, {}).get('trainable', True)
               for part in model.parts()}

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from qvlkit.convert.huggingface import describe, from_hf
+from qvlkit.convert.huggingface import describe, from_hf, save_pretrained, to_hf
 from qvlkit.convert.load import load_model
 from qvlkit.convert.parts import load_part
 from qvlkit.engine.checkpoint import save_checkpoint
@@ -76,7 +76,7 @@ def test_from_a_stage_and_into_any_module(model, tmp_path, part):
 
 
 def text_logits(model, ids):
-    positions = torch.arange(len(ids)).expand(3, -1)
+    positions = torch.arange(len(ids)).expand(model.position_encoding.num_axes, -1)
     decoder = model.language_model
     return decoder.logits(decoder(decoder.embed(ids), model.position_encoding.rotary(positions),
                                   AttentionPlan.from_lengths([len(ids)], causal=True)))
@@ -152,3 +152,77 @@ def test_wrong_names_and_wrong_folders(model, folders, tmp_path):
     model.tower = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="hold nothing of 'tower'; parts there: language_model, merger, vision_enc"):
         load_part(model, 'tower', folders['untied'])
+
+
+def foreign(model, **parts):
+    """The same model with parts from transformers."""
+    config = describe(model)
+    config['position_encoding'] = {'type': 'RoPE1D', 'theta': 1e6}
+    return build_model({**config, **parts}, vocab_size=ROWS, seed=7)
+
+
+@pytest.mark.parametrize('tied', [False, True])
+@torch.no_grad()
+def test_a_decoder_of_transformers_is_filled_from_its_own_checkpoint(model, tmp_path, tied):
+    reference = write_text_checkpoint(tmp_path / 'text', tied=tied)
+    sizes = dict(architecture='qwen2', width=WIDTH, depth=2, num_heads=4, num_kv_heads=2, feed_forward_width=96)
+    by_folder = foreign(model, language_model=dict(type='HFDecoder', path=str(tmp_path / 'text')))
+    by_sizes = foreign(model, language_model=dict(type='HFDecoder', tie_embeddings=tied, **sizes))
+    untied = foreign(model, language_model=dict(type='HFDecoder', **sizes))
+    ids = torch.arange(40) * 7 % ROWS
+    expected = reference(ids[None]).logits[0]
+    for each in (by_folder, by_sizes, untied):
+        load_part(each, 'language_model', tmp_path / 'text')
+        assert (text_logits(each, ids) - expected).norm() < 1e-5 * expected.norm()
+    llama = foreign(model, language_model=dict(type='HFDecoder', **{**sizes, 'architecture': 'llama'}))
+    with pytest.raises(ValueError, match="model_type: 'qwen2' does not fit the language_model, a HFDecoder; expected "
+                                         "one of 'qwen2_5_vl', 'llama'"):
+        load_part(llama, 'language_model', tmp_path / 'text')
+
+
+@pytest.mark.parametrize('whole', [False, True])
+def test_a_siglip_is_filled_from_its_own_checkpoint_and_from_the_pair(model, tmp_path, whole):
+    from transformers import SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel
+    sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=80, patch_size=14,
+                 image_size=56)
+    torch.manual_seed(5)
+    if whole:
+        text = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=40, vocab_size=20,
+                    bos_token_id=1, eos_token_id=2)
+        reference = SiglipModel(SiglipConfig(vision_config=sizes, text_config=text))
+    else:
+        reference = SiglipVisionModel(SiglipVisionConfig(**sizes))
+    reference.save_pretrained(tmp_path)
+    ours = foreign(model, vision_encoder=dict(type='HFVisionEncoder', path=str(tmp_path)))
+    load_part(ours, 'vision_encoder', tmp_path)
+    expected = (reference.vision_model if whole else reference).state_dict()
+    for name, tensor in ours.vision_encoder.state_dict().items():
+        assert torch.equal(tensor, expected[name.removeprefix('model.')]), name
+    with pytest.raises(ValueError, match='does not fit the vision_encoder, a Qwen25ViT'):
+        load_part(model, 'vision_encoder', tmp_path)
+    smaller = foreign(model, vision_encoder=dict(
+        type='HFVisionEncoder', architecture='siglip_vision_model', width=64, depth=1, num_heads=4,
+        feed_forward_width=80, patch_size=14, image_size=56))
+    with pytest.raises(ValueError, match='16 left over: .*encoder.layers.1'):
+        load_part(smaller, 'vision_encoder', tmp_path)
+
+
+@pytest.mark.parametrize('slot, part', [
+    ('vision_encoder', dict(type='HFVisionEncoder', architecture='siglip_vision_model', width=64, depth=1, num_heads=4,
+                            feed_forward_width=80, patch_size=14, image_size=56)),
+    ('merger', dict(type='ResamplerMerger')),
+    ('language_model', dict(type='HFDecoder', architecture='qwen2', width=WIDTH, depth=2, num_heads=4, num_kv_heads=2,
+                            feed_forward_width=96))])
+def test_export_of_a_foreign_part_is_refused_by_name(model, tmp_path, slot, part):
+    config = {**describe(model), slot: part}
+    changed = build_model(config, vocab_size=ROWS, seed=1)
+
+    def write_config(folder):
+        (folder / 'config.json').write_text(json.dumps({'model': config}))
+    save_checkpoint(tmp_path / 'sft', 1, tensors={'model.safetensors': changed.state_dict()}, state={'step': 1},
+                    write_more=write_config)
+    for export in (lambda out: save_pretrained(changed, out), lambda out: to_hf(tmp_path / 'sft', out)):
+        with pytest.raises(ValueError, match=f"model.{slot}.type: '{part['type']}' has no counterpart"):
+            export(tmp_path / 'out')
+    again = load_model(tmp_path / 'sft')
+    assert all(torch.equal(tensor, changed.state_dict()[name]) for name, tensor in again.state_dict().items())

@@ -123,7 +123,7 @@ def test_mixed_pictures_of_several_windows_give_alone_what_they_give_packed(mode
                sample([('image', (1, 6, 14), None), 2, ('image', (1, 8, 8), None), 2], seed=4, ids=ids)]
 
     def run(row):
-        batch = collate(row, plan=model.vision_encoder.plan, geometry=model.geometry)
+        batch = collate(row, plan=model.plan, geometry=model.geometry)
         with torch.no_grad():
             return model(batch)
     packed = run(samples).split([one.length for one in samples])
@@ -141,7 +141,7 @@ def test_each_visual_token_lands_on_the_row_of_its_own_cell(model):
     grid, cells = (1, 6, 10), 15
     dark = sample([1, ('image', grid, None), 1])
     dark.patches[0] = np.zeros_like(dark.patches[0])
-    plan = model.vision_encoder.plan
+    plan = model.plan
     for cell in range(cells):
         bright = sample([1, ('image', grid, None), 1])
         bright.patches[0] = np.zeros_like(bright.patches[0])

@@ -27,7 +27,7 @@ RULES = build_model(CONFIG, device='meta')
 
 def processor(**limits):
     return Processor(TOKENIZER, RULES.geometry, num_tokens=RULES.merger.num_tokens,
-                     position_ids=RULES.position_encoding.ids, plan=RULES.vision_encoder.plan,
+                     position_ids=RULES.position_encoding.ids, plan=RULES.plan,
                      **dict(min_pixels=56 * 56, max_pixels=112 * 112) | limits)
 
 
@@ -58,7 +58,7 @@ def conversations(sample):
 
 
 def join(samples, **given):
-    return collate_pairs(samples, plan=RULES.vision_encoder.plan, geometry=RULES.geometry, **given)
+    return collate_pairs(samples, plan=RULES.plan, geometry=RULES.geometry, **given)
 
 
 @pytest.mark.parametrize('name', list(PAIRS))

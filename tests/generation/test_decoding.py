@@ -22,8 +22,9 @@ PROMPTS = [[7], [3, ('image', (1, 6, 8)), 4], [1], [2, ('image', (1, 2, 2)), 3, 
            [('image', (1, 8, 2)), 1]]
 
 
-def make_model(position_encoding=None, dtype=torch.float64, vocab_size=VOCABULARY):
+def make_model(position_encoding=None, dtype=torch.float64, vocab_size=VOCABULARY, **parts):
     config = MODEL if position_encoding is None else dict(MODEL, position_encoding=position_encoding)
+    config = {**config, **{slot: {**config[slot], **changes} for slot, changes in parts.items()}}
     model = build_model(config, vocab_size=vocab_size, dtype=dtype, seed=0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -41,7 +42,7 @@ def make_layout_and_sample(model, items, seed):
             continue
         kind, grid, *seconds = item
         count = model.merger.num_tokens(grid)
-        layout.append(VisionSpan(geometry.token_grid(grid), *seconds))
+        layout.append(VisionSpan(model.merger.token_grid(grid), *seconds))
         rows += range(len(tokens), len(tokens) + count)
         tokens += [0] * count
         values = geometry.in_channels * (1 if kind == 'image' else geometry.temporal_patch_size) * PATCH**2
@@ -66,7 +67,7 @@ def greedy_without_cache(model, layout, sample, max_new_tokens, stop_ids=()):
     answer, states = [], []
     for _ in range(max_new_tokens):
         whole = longer(model, layout, sample, answer)
-        batch = collate([whole], plan=model.vision_encoder.plan, geometry=model.geometry)
+        batch = collate([whole], plan=model.plan, geometry=model.geometry)
         with torch.no_grad():
             states.append(model(batch)[-1])
             token = int(model.language_model.logits(states[-1]).argmax())
@@ -83,7 +84,7 @@ def decode(monkeypatch):
         seen = []
         logits = model.language_model.logits
         monkeypatch.setattr(model.language_model, 'logits', lambda hidden: seen.append(hidden) or logits(hidden))
-        answers = generate_tokens(model, prompts, plan=model.vision_encoder.plan, **arguments)
+        answers = generate_tokens(model, prompts, plan=model.plan, **arguments)
         monkeypatch.undo()
         return answers, seen
     return run
@@ -93,7 +94,19 @@ def decode(monkeypatch):
     None, dict(type='FrameIndexMRoPE', sections=[2, 1, 1], theta=100.0), dict(type='RoPE1D', theta=100.0)],
     ids=['AbsoluteTimeMRoPE', 'FrameIndexMRoPE', 'RoPE1D'])
 def test_cached_is_uncached(decode, position_encoding):
-    model = make_model(position_encoding)
+    check_cached_is_uncached(decode, make_model(position_encoding))
+
+
+@pytest.mark.parametrize('architecture', ['llama', 'qwen2', 'qwen3'])
+def test_cached_is_uncached_in_decoders_of_transformers(decode, architecture):
+    check_cached_is_uncached(decode, make_model(language_model=dict(type='HFDecoder', architecture=architecture)))
+
+
+def test_cached_is_uncached_behind_a_resampler(decode):
+    check_cached_is_uncached(decode, make_model(merger=dict(type='ResamplerMerger', queries=[2, 3], num_heads=4)))
+
+
+def check_cached_is_uncached(decode, model):
     prompts = [make_layout_and_sample(model, items, seed) for seed, items in enumerate(PROMPTS)]
     answers, states = decode(model, [sample for _, sample in prompts], max_new_tokens=12, stop_ids=[])
     assert len(states) == 12 and len({tuple(answer) for answer in answers}) == len(prompts)
@@ -139,7 +152,7 @@ def test_other_pixels_give_another_answer():
     model = make_model()
     one, other = (make_layout_and_sample(model, PROMPTS[1], 1)[1] for _ in range(2))
     other.patches[0] = 255 - other.patches[0]
-    answers = generate_tokens(model, [one, other], plan=model.vision_encoder.plan, max_new_tokens=12, stop_ids=[])
+    answers = generate_tokens(model, [one, other], plan=model.plan, max_new_tokens=12, stop_ids=[])
     assert answers[0] != answers[1]
 
 
@@ -147,7 +160,7 @@ def test_generate_answers_messages_with_text():
     tokenizer = StandInTokenizer(400)
     model = make_model(vocab_size=tokenizer.vocab_size, dtype=torch.float32)
     processor = Processor(tokenizer, model.geometry, num_tokens=model.merger.num_tokens,
-                          position_ids=model.position_encoding.ids, plan=model.vision_encoder.plan, min_pixels=64,
+                          position_ids=model.position_encoding.ids, plan=model.plan, min_pixels=64,
                           max_pixels=1024)
     messages = [{'role': 'user', 'content': [{'type': 'image', 'image': np.full((20, 30, 3), 200, dtype=np.uint8)},
                                              {'type': 'text', 'text': 'What?'}]}]

@@ -14,10 +14,15 @@ SMALL = {
     'Qwen25ViT': dict(width=32, depth=3, num_heads=2, feed_forward_width=40, patch_size=PATCH,
                       full_attention_blocks=[1]),
     'Qwen2ViT': dict(width=32, depth=2, num_heads=2, feed_forward_width=56, patch_size=PATCH),
+    'HFVisionEncoder': dict(architecture='siglip_vision_model', width=32, depth=2, num_heads=2, feed_forward_width=56,
+                            patch_size=PATCH, image_size=4 * PATCH),
+    'ResamplerMerger': dict(queries=[2, 3], num_heads=4),
     'PatchMerger': dict(), 'AveragePoolMerger': dict(), 'PixelShuffleMerger': dict(),
     'AbsoluteTimeMRoPE': dict(sections=[1, 1, 2], theta=100.0), 'FrameIndexMRoPE': dict(sections=[2, 1, 1]),
     'RoPE1D': dict(theta=100.0),
     'Qwen2Decoder': dict(width=32, depth=2, num_heads=4, num_kv_heads=2, feed_forward_width=48, vocab_size=VOCABULARY),
+    'HFDecoder': dict(architecture='llama', width=32, depth=2, num_heads=4, num_kv_heads=2, feed_forward_width=48,
+                      vocab_size=VOCABULARY),
 }
 DEFAULTS = dict(vision_encoder='Qwen25ViT', merger='PatchMerger', position_encoding='AbsoluteTimeMRoPE',
                 language_model='Qwen2Decoder')
@@ -40,7 +45,7 @@ def make_model(merge_size=2, attention='sdpa', dtype=torch.float32, device='cpu'
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(noise * parameter.shape[1] ** -0.5 if parameter.ndim == 2 else
+                parameter.copy_(noise * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else
                                 0.2 * noise + (0 if name.endswith('bias') else 1))
     return model
 
@@ -56,7 +61,7 @@ def make_sample(model, items, seed=0):
             continue
         kind, grid, *seconds = item
         count = model.merger.num_tokens(grid)
-        layout.append(VisionSpan(geometry.token_grid(grid), *seconds))
+        layout.append(VisionSpan(model.merger.token_grid(grid), *seconds))
         rows += range(len(tokens), len(tokens) + count)
         tokens += [0] * count
         frames = 1 if kind == 'image' else geometry.temporal_patch_size
@@ -72,7 +77,7 @@ def make_sample(model, items, seed=0):
 
 
 def make_batch(model, samples):
-    return collate(samples, plan=model.vision_encoder.plan, geometry=model.geometry)
+    return collate(samples, plan=model.plan, geometry=model.geometry)
 
 
 @pytest.fixture(name='model_config')

@@ -50,7 +50,8 @@ def test_every_picture_lands_on_its_own_rows(make_model, make_sample, make_batch
     def visual_rows(patches):
         batch = make_batch(model, [dataclasses.replace(sample, patches=patches)])
         with torch.no_grad():
-            return model.place(torch.zeros(batch.num_tokens, 32), model.merger(model.encode(batch)), batch.visual_rows)
+            return model.place(torch.zeros(batch.num_tokens, 32), model.merger(model.encode(batch), batch.vision_plan),
+                               batch.visual_rows)
 
     before = visual_rows(sample.patches)
     for index in range(4):

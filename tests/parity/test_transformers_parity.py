@@ -151,7 +151,7 @@ class Pair:
     def our_result(self, names):
         """Logits of each sample and the gradients of the summed loss, of all samples packed into one row."""
         samples = [self.encode(name) for name in names]
-        batch = collate(samples, plan=self.ours.vision_encoder.plan, geometry=self.ours.geometry)
+        batch = collate(samples, plan=self.ours.plan, geometry=self.ours.geometry)
         self.ours.zero_grad(set_to_none=True)
         hidden = self.ours(batch)
         LinearCrossEntropy(chunk_rows=7)(hidden[batch.target_rows], self.ours.language_model.head_weight,

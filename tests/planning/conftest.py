@@ -29,9 +29,9 @@ def small():
 
     rules = build(device='meta')
     processor = Processor(tokenizer, rules.geometry, num_tokens=rules.merger.num_tokens,
-                          position_ids=rules.position_encoding.ids, plan=rules.vision_encoder.plan,
+                          position_ids=rules.position_encoding.ids, plan=rules.plan,
                           max_pixels=56 * 112, video_min_pixels=56 * 56, video_max_pixels=56 * 84)
     samples = SyntheticSamples()
-    row = collate([processor.encode(samples[index]) for index in range(4)], plan=rules.vision_encoder.plan,
+    row = collate([processor.encode(samples[index]) for index in range(4)], plan=rules.plan,
                   geometry=rules.geometry)
     return SimpleNamespace(config=MODEL, build=build, row=row)

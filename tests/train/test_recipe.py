@@ -12,10 +12,16 @@ from qvlkit.cli import train as train_cli
 from qvlkit.structures import SampleError
 from qvlkit.train.recipe import build_stage, dataset_texts, run_recipe
 
-# One override each -> what the placeholders of a picture of 112 x 112 pixels shrink to, and a part that must be there.
+# One override each, or a few -> what the placeholders of a picture of 112 x 112 pixels shrink to, and a part that must
+# be there.
 SWAPS = {
     'model.merger.type=AveragePoolMerger': (1, 'AveragePoolMerger'),
     'model.merger.type=PixelShuffleMerger': (1, 'PixelShuffleMerger'),
+    'model.merger.type=ResamplerMerger model.merger.queries=[2,4]': (2, 'ResamplerMerger'),
+    'model.vision_encoder.type=HFVisionEncoder model.vision_encoder.architecture=siglip_vision_model '
+    'model.vision_encoder.image_size=56': (1, 'HFVisionEncoder'),
+    'model.language_model.type=HFDecoder model.language_model.architecture=llama': (1, 'HFDecoder'),
+    'model.language_model.type=HFDecoder model.language_model.architecture=qwen2': (1, 'HFDecoder'),
     'model.merger.merge_size=4': (4, 'PatchMerger'),
     'model.vision_encoder.window_size=112': (1, 'Qwen25ViT'),
     'model.vision_encoder.type=Qwen2ViT': (1, 'Qwen2ViT'),
@@ -31,7 +37,7 @@ def rows_of(trainer, count=3):
 
 @pytest.mark.parametrize('override', SWAPS)
 def test_a_swap_is_one_override(build, override):
-    plain, swapped = build(), build(override)
+    plain, swapped = build(), build(*override.split())
     shrink, part = SWAPS[override]
     assert part in [type(module).__name__ for module in swapped.model.children()]
     for index in range(4):
@@ -56,9 +62,12 @@ def test_what_a_swap_is_meant_to_change_does_change_the_loss(build):
         return trainer.train_step(next(iter(trainer.loader)))['loss'].item()
     plain = first_loss()
     assert first_loss() == plain
-    losses = {override: first_loss(override) for override in SWAPS}
+    losses = {override: first_loss(*override.split()) for override in SWAPS}
     assert losses.pop('model.attention=eager') == pytest.approx(plain, rel=1e-5)
     assert losses.pop('model.position_encoding.type=FrameIndexMRoPE') == plain  # the two differ for videos only
+    for override in [override for override in losses if 'HFDecoder' in override]:
+        # The same arithmetic, and the same first weights in the same order; biases start at zero.
+        assert losses.pop(override) == pytest.approx(plain, rel=1e-5)
     assert all(abs(loss - plain) > 1e-4 for loss in losses.values()), (plain, losses)
 
 
@@ -188,6 +197,21 @@ def test_the_checkpoint_of_a_run_answers_by_itself(small_file, tmp_path):
                                              {'type': 'text', 'text': 'What is it?'}]}]
     assert isinstance(generate(model, processor, question, max_new_tokens=4), str)
     assert processor.limits['max_pixels'] == 140 * 140
+
+
+@pytest.mark.parametrize('override', [override for override in SWAPS if 'HF' in override or 'Resampler' in override])
+def test_the_checkpoint_of_a_swapped_part_answers_as_the_model_that_was_trained(small, tmp_path, override):
+    config = small('stages.sft.max_steps=2', 'stages.sft.hooks.checkpoint.interval=2', *override.split())
+    trainer = build_stage(config, 'sft', tmp_path / 'sft')
+    trainer.fit()
+    model, processor = load(tmp_path / 'sft')
+    question = [{'role': 'user', 'content': [{'type': 'image', 'image': Image.new('RGB', (90, 60), 'red')},
+                                             {'type': 'text', 'text': 'What is it?'}]}]
+    batch = processor(question, add_generation_prompt=True)
+    with torch.no_grad():
+        assert torch.equal(model(batch), trainer.model.eval()(batch))
+    answer = generate(model, processor, question, max_new_tokens=4)
+    assert answer == generate(trainer.model, trainer.processor, question, max_new_tokens=4)
 
 
 def test_a_tokenizer_learns_from_the_samples_that_can_be_used(build):

@@ -3,18 +3,17 @@
 Source: the pooling projector of DeCo, arXiv 2405.20985.
 Shapes: N patches, D vision width, M = N / s^2 visual tokens, E language width.
 """
-import math
-
 import torch
 from torch import nn
 
+from qvlkit.models.layers.cells import CellMerger
 from qvlkit.models.layers.norms import RMSNorm
 from qvlkit.registry import MERGERS
-from qvlkit.structures import Grid
+from qvlkit.structures import Grid, VisionPlan
 
 
 @MERGERS.register_module()
-class AveragePoolMerger(nn.Module):
+class AveragePoolMerger(CellMerger):
     """Norm each patch, average the patches of a block, project.
 
     Args:
@@ -24,18 +23,13 @@ class AveragePoolMerger(nn.Module):
     """
 
     def __init__(self, vision_dim: int, language_dim: int, *, merge_size: int = 2, norm_eps: float = 1e-6):
-        super().__init__()
-        self.merge_size = merge_size
+        super().__init__(merge_size)
         self.norm = RMSNorm(vision_dim, norm_eps)
         self.mlp = nn.Sequential(nn.Linear(vision_dim, language_dim), nn.GELU(), nn.Linear(language_dim, language_dim))
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor, plan: VisionPlan | None = None) -> torch.Tensor:
         """(N, D) -> (M, E)."""
         return self.mlp(self.norm(features).unflatten(0, (-1, self.merge_size**2)).mean(1))
-
-    def num_tokens(self, grid: Grid) -> int:
-        """Visual tokens of a picture of this grid, in patches."""
-        return math.prod(grid) // self.merge_size**2
 
     def flops(self, grid: Grid) -> int:
         """Forward FLOPs over one picture."""

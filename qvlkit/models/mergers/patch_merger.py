@@ -3,18 +3,17 @@
 Source: Qwen2-VL, arXiv 2409.12191, section 2.1; RMSNorm as in Qwen2.5-VL, arXiv 2502.13923.
 Shapes: N patches, D vision width, M = N / s^2 visual tokens, E language width.
 """
-import math
-
 import torch
 from torch import nn
 
+from qvlkit.models.layers.cells import CellMerger
 from qvlkit.models.layers.norms import RMSNorm
 from qvlkit.registry import MERGERS
-from qvlkit.structures import Grid
+from qvlkit.structures import Grid, VisionPlan
 
 
 @MERGERS.register_module()
-class PatchMerger(nn.Module):
+class PatchMerger(CellMerger):
     """Norm each patch, join the patches of a block, project.
 
     Args:
@@ -24,20 +23,15 @@ class PatchMerger(nn.Module):
     """
 
     def __init__(self, vision_dim: int, language_dim: int, *, merge_size: int = 2, norm_eps: float = 1e-6):
-        super().__init__()
-        self.merge_size = merge_size
+        super().__init__(merge_size)
         self.block_dim = vision_dim * merge_size**2
         self.ln_q = RMSNorm(vision_dim, norm_eps)
         self.mlp = nn.Sequential(nn.Linear(self.block_dim, self.block_dim), nn.GELU(),
                                  nn.Linear(self.block_dim, language_dim))
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor, plan: VisionPlan | None = None) -> torch.Tensor:
         """(N, D) -> (M, E)."""
         return self.mlp(self.ln_q(features).view(-1, self.block_dim))
-
-    def num_tokens(self, grid: Grid) -> int:
-        """Visual tokens of a picture of this grid, in patches."""
-        return math.prod(grid) // self.merge_size**2
 
     def flops(self, grid: Grid) -> int:
         """Forward FLOPs over one picture."""
