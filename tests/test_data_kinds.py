@@ -109,7 +109,8 @@ def test_the_page_shows_the_first_record(kind):
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_pages_command_works(kind, tmp_path):
     needs_video(kind)
-    command, = re.findall(r'^```bash\npython tools/inspect_data.py (.*)\n```$', (PAGES / f'{kind}.md').read_text(), re.M)
+    page = (PAGES / f'{kind}.md').read_text(encoding='utf-8')
+    command, = re.findall(r'^```bash\npython tools/inspect_data.py (.*)\n```$', page, re.M)
     arguments = command.replace('configs/', f'{ROOT}/configs/').split()
     assert inspect_data.main([*arguments, f'work_dir={tmp_path}', '--steps', '1', '--samples', '1']) == 0
     assert 'None was found' in (tmp_path / 'sft' / 'data.html').read_text()
@@ -119,7 +120,7 @@ def test_the_pages_command_works(kind, tmp_path):
 def test_twenty_records_are_read_and_encoded(kind, measured):
     needs_video(kind)
     samples = measured(kind)
-    assert len(samples) == 20 and len({line for line in map(str, records(kind))}) == 20
+    assert len(samples) == 20 and len(set(map(str, records(kind)))) == 20
     for sample, placed, encoded in samples:
         assert encoded.is_target.sum() > 10
         assert all(medium.size == medium.source_size for medium in placed.media())  # each is seen as it is
