@@ -20,8 +20,10 @@ stages = dict(
             grounding=dict(dataset=dict(type='ConversationDataset', path='data/grounding.json')))),
         loader=dict(row_length=2048, window=9),
         max_steps=100,
+        parts=dict(vision_encoder=dict(trainable=True)),
         optimizer=dict(lr=2e-3, weight_decay=0.0),
         schedule=dict(warmup_ratio=0.05, final_ratio=0.02),
         hooks=dict(checkpoint=dict(interval=100), evaluation=None)))
 
+run = ['sft']
 work_dir = 'work/sft_chat_tiny'

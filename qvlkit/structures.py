@@ -1,6 +1,6 @@
 """What crosses a folder border: plain data, no behaviour beyond building and moving itself.
 
-Shape letters: T packed tokens, N patches, M visual tokens, S supervised rows, B segments, A position axes,
+Shape letters: T packed tokens, N patches, M visual tokens, S supervised rows, B segments or pairs, A position axes,
 C colour channels, F frames in a patch (temporal patch size), P patch side.
 """
 import dataclasses
@@ -359,6 +359,48 @@ class PackedBatch:
         return move(self, device, non_blocking)
 
     def pin_memory(self) -> 'PackedBatch':
+        return _pin(self)
+
+
+@dataclass
+class ImageTextBatch:
+    """Pairs of a picture and its caption, laid end to end: no batch axis, no padding. B pairs.
+
+    image_patches (N, C*P*P) uint8, in the vision plan's order; video_patches (0, C*F*P*P), empty: an encoder is fed as
+    from a PackedBatch. picture_index (N,) int64: the picture, 0 ... B - 1, that each feature in the plan's order
+    belongs to; picture_lengths (B,) int64: features of each.
+    token_ids (T,) int64: the captions, each with its end-of-text token; position_ids (1, T) int64, from 0 in each;
+    attention: causal by caption. caption_index (T,) and caption_lengths (B,) as for pictures; last_rows (B,) int64: row
+    of each caption's last token.
+    """
+    image_patches: torch.Tensor
+    video_patches: torch.Tensor
+    vision_plan: VisionPlan
+    picture_index: torch.Tensor
+    picture_lengths: torch.Tensor
+    token_ids: torch.Tensor
+    position_ids: torch.Tensor
+    attention: AttentionPlan
+    caption_index: torch.Tensor
+    caption_lengths: torch.Tensor
+    last_rows: torch.Tensor
+    sample_ids: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Visual tokens, as merge cells, and text tokens."""
+        return self.vision_plan.token_order.numel() + self.token_ids.numel()
+
+    @property
+    def num_targets(self) -> int:
+        """Pairs."""
+        return self.last_rows.numel()
+
+    def to(self, device, non_blocking: bool = False) -> 'ImageTextBatch':
+        return move(self, device, non_blocking)
+
+    def pin_memory(self) -> 'ImageTextBatch':
         return _pin(self)
 
 

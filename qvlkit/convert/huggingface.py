@@ -152,10 +152,15 @@ def match_names(files: WeightFiles, model: nn.Module, folder: ModelFolder) -> di
             stored = files.shape(mapped[ours])
             if stored != shape:
                 wrong.append(f'{mapped[ours]} has {stored}, expected {shape}')
-    if missing or left or wrong:
-        raise ValueError(f'{folder.path}: the tensors do not fit the config{_listed("missing", missing)}'
-                         f'{_listed("left over", left)}{_listed("of another shape", wrong)}')
+    refuse_misfit(f'{folder.path}: the tensors do not fit the config', missing, left, wrong)
     return {ours: mapped[ours] for ours in state}
+
+
+def refuse_misfit(complaint: str, missing: list[str], left: list[str], wrong: list[str]) -> None:
+    """ValueError with the first names of each list, unless all are empty."""
+    if missing or left or wrong:
+        raise ValueError(f'{complaint}{_listed("missing", missing)}{_listed("left over", left)}'
+                         f'{_listed("of another shape", wrong)}')
 
 
 def describe(model: nn.Module) -> dict:

@@ -59,14 +59,14 @@ def _plot_history(page: Page, history: Sequence[dict]) -> None:
     if not rows:
         return
     steps, losses = [row['step'] for row in rows], [float(row['loss']) for row in rows]
-    page.plot('Loss', {'_each logged step': (steps, losses), 'mean of neighbours': (steps, _smooth(losses))}, 'step',
+    page.plot('Loss', {'_each logged step': (steps, losses), 'mean of neighbours': (steps, smooth(losses))}, 'step',
               'loss for each target token', log=min(losses) > 0)
     rows = [row for row in history if 'lr' in row]
     if rows:
         page.plot('Learning rate', {'lr': ([row['step'] for row in rows], [float(row['lr']) for row in rows])}, 'step')
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """Each value as the mean of its neighbours, over a tenth of the run."""
     half = len(values) // 20
     windows = [values[max(0, i - half):i + half + 1] for i in range(len(values))]

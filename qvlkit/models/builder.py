@@ -1,15 +1,29 @@
-"""Builds a VLM from its config: joins the four parts, injects widths and geometry, refuses a misfit."""
+"""Builds a VLM or two towers from a config: joins the parts, injects widths and geometry, refuses a misfit."""
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
 
+from qvlkit.models.two_towers import LARGEST_SCALE, Temperature, TwoTowers
 from qvlkit.models.vlm import VLM
-from qvlkit.registry import LANGUAGE_MODELS, MERGERS, POSITION_ENCODINGS, VISION_ENCODERS
+from qvlkit.registry import (
+    LANGUAGE_MODELS,
+    MERGERS,
+    POOLINGS,
+    POSITION_ENCODINGS,
+    TEXT_TOWERS,
+    VISION_ENCODERS,
+    constructor_keys,
+    near_names,
+)
 
 # What a part receives from another part, and the config key that decides it.
 _DECIDED_BY = dict(vision_dim='vision_encoder.width', language_dim='language_model.width',
                    head_dim='language_model (width / num_heads)', merge_size='merger.merge_size')
+_SLOTS = dict(language_model=LANGUAGE_MODELS, vision_encoder=VISION_ENCODERS, merger=MERGERS,
+              position_encoding=POSITION_ENCODINGS)
+_TOWERS = dict(text_tower=None, pooling=dict(type='MeanPooling'), width=512, temperature=14.3, bias=None)
 
 
 def build_model(config: dict, *, vocab_size: int | None = None, device: torch.device | str = 'cpu',
@@ -27,34 +41,133 @@ def build_model(config: dict, *, vocab_size: int | None = None, device: torch.de
     Raises:
         ValueError: A part is missing or unknown, or two parts do not fit; the message names both config keys.
     """
-    config = dict(config)
-    slots = dict(language_model=LANGUAGE_MODELS, vision_encoder=VISION_ENCODERS, merger=MERGERS,
-                 position_encoding=POSITION_ENCODINGS)
-    for slot in slots:
-        if slot not in config:
-            raise ValueError(f'{config_key}.{slot}: this slot is empty')
-        if not isinstance(config[slot], dict):
-            raise ValueError(f"{config_key}.{slot}: expected a dict with the key 'type', got {config[slot]!r}")
-    extra = {key: config[key] for key in ('image_mean', 'image_std') if key in config}
-    attention = config.get('attention', 'sdpa')
-    _check_vocabulary(config['language_model'], vocab_size, f'{config_key}.language_model.vocab_size')
-
-    def build(slot: str, **injected) -> nn.Module:
-        _refuse_misfit(config[slot], injected, slot, config_key)
-        return slots[slot].build(config[slot], config_key=f'{config_key}.{slot}', **injected)
-
+    for slot in _SLOTS:
+        _check_slot(config, slot, config_key)
+    build = _PartBuilder(config, vocab_size, config_key)
     with torch.device(device):
-        language_model = build('language_model', attention=attention,
-                               **({} if vocab_size is None else dict(vocab_size=vocab_size)))
-        encoder = build('vision_encoder', attention=attention, merge_size=_merge_size(config['merger'], config_key))
+        language_model = build.language_model()
+        encoder = build.vision_encoder()
         merger = build('merger', vision_dim=encoder.width, language_dim=language_model.width)
         positions = build('position_encoding', head_dim=language_model.head_dim)
-        model = VLM(encoder, merger, position_encoding=positions, language_model=language_model, **extra)
+        model = VLM(encoder, merger, position_encoding=positions, language_model=language_model, **build.pixels)
+    return _finished(model, device, dtype, seed)
+
+
+def build_two_towers(config: dict, towers: dict, *, vocab_size: int | None = None, device: torch.device | str = 'cpu',
+                     dtype: torch.dtype | None = None, seed: int | None = None, config_key: str = 'towers',
+                     model_key: str = 'model') -> TwoTowers:
+    """The two towers around the vision encoder that `config` describes.
+
+    Args:
+        config: As for `build_model`. Its merger says how large a merge cell is, and is not built; its language model
+            and position encoding are, where the text tower asks for them.
+        towers: text_tower and pooling, dicts with `type`; width, that of both towers' vectors; temperature, the first
+            scale of similarities (1 / 0.07 in arXiv 2103.00020); bias, the first bias that is added to them, or None.
+        vocab_size, device, dtype, seed: As for `build_model`; with one seed the vision encoder begins as there.
+        config_key, model_key: Paths of `towers` and of `config` in the whole config, for messages.
+
+    Raises:
+        ValueError: A part is missing or unknown, a value is out of range, or two parts do not fit.
+    """
+    towers = _checked_towers(towers, config_key)
+    tower_keys = constructor_keys(TEXT_TOWERS.get(towers['text_tower'].get('type'),
+                                                  config_key=f'{config_key}.text_tower')) or ()
+    borrows = 'language_model' in tower_keys
+    for slot in _SLOTS if borrows else ('vision_encoder', 'merger'):
+        _check_slot(config, slot, model_key)
+    build = _PartBuilder(config, vocab_size, model_key)
+    injected: dict[str, Any] = dict(attention=build.attention, embed_dim=towers['width'])
+    if vocab_size is not None:
+        injected['vocab_size'] = vocab_size
+    with torch.device(device):
+        encoder = build.vision_encoder()
+        if borrows:
+            language_model = injected['language_model'] = build.language_model()
+            injected['position_encoding'] = build('position_encoding', head_dim=language_model.head_dim)
+        else:
+            _check_vocabulary(towers['text_tower'], vocab_size, f'{config_key}.text_tower.vocab_size')
+        pooling = POOLINGS.build(towers['pooling'], config_key=f'{config_key}.pooling', vision_dim=encoder.width,
+                                 embed_dim=towers['width'])
+        text_tower = TEXT_TOWERS.build(towers['text_tower'], config_key=f'{config_key}.text_tower', **injected)
+        model = TwoTowers(encoder, pooling, text_tower=text_tower, merge_size=build.merge_size,
+                          temperature=Temperature(towers['temperature'], bias=towers['bias']),
+                          language_model=injected.get('language_model'), **build.pixels)
+    return _finished(model, device, dtype, seed)
+
+
+def stage_model(config: dict, stage: dict, *, name: str = '', **settings: Any) -> nn.Module:
+    """The model that a stage trains: two towers where the stage names `towers`, else the VLM.
+
+    Args:
+        config: The whole config.
+        stage: Of `config['stages']`; `name` is its name, for messages.
+        settings: As for `build_model`, without config_key.
+    """
+    key = f'stages.{name}.' if name else ''
+    model, model_key = stage.get('model', config['model']), f'{key}model' if 'model' in stage else 'model'
+    if not stage.get('towers'):
+        return build_model(model, config_key=model_key, **settings)
+    return build_two_towers(model, stage['towers'], config_key=f'{key}towers', model_key=model_key, **settings)
+
+
+class _PartBuilder:
+    """Builds the parts of one `model` config, and refuses a width that another part decides."""
+
+    def __init__(self, config: dict, vocab_size: int | None, config_key: str):
+        self.config, self.vocab_size, self.config_key = config, vocab_size, config_key
+        self.attention = config.get('attention', 'sdpa')
+        self.merge_size = _merge_size(config['merger'], config_key)
+        self.pixels = {key: config[key] for key in ('image_mean', 'image_std') if key in config}
+
+    def __call__(self, slot: str, **injected: Any) -> nn.Module:
+        _refuse_misfit(self.config[slot], injected, slot, self.config_key)
+        return _SLOTS[slot].build(self.config[slot], config_key=f'{self.config_key}.{slot}', **injected)
+
+    def vision_encoder(self) -> nn.Module:
+        return self('vision_encoder', attention=self.attention, merge_size=self.merge_size)
+
+    def language_model(self) -> nn.Module:
+        _check_vocabulary(self.config['language_model'], self.vocab_size,
+                          f'{self.config_key}.language_model.vocab_size')
+        vocabulary = {} if self.vocab_size is None else dict(vocab_size=self.vocab_size)
+        return self('language_model', attention=self.attention, **vocabulary)
+
+
+def _finished(model: nn.Module, device: torch.device | str, dtype: torch.dtype | None, seed: int | None) -> nn.Module:
     if dtype is not None:
         model = model.to(dtype)
     if seed is not None and torch.device(device).type != 'meta':
         initialise(model, seed)
     return model
+
+
+def _check_slot(config: dict, slot: str, config_key: str) -> None:
+    if slot not in config:
+        raise ValueError(f'{config_key}.{slot}: this slot is empty')
+    if not isinstance(config[slot], dict):
+        raise ValueError(f"{config_key}.{slot}: expected a dict with the key 'type', got {config[slot]!r}")
+
+
+def _checked_towers(towers: dict, config_key: str) -> dict:
+    """`towers` with its defaults; ValueError for a key that is none or a value out of range."""
+    for key in towers:
+        if key not in _TOWERS:
+            raise ValueError(f'{config_key}.{key}: unknown{near_names(key, list(_TOWERS))}; known: '
+                             f'{", ".join(_TOWERS)}')
+    towers = {**_TOWERS, **towers}
+    if not towers['text_tower']:
+        raise ValueError(f'{config_key}.text_tower: this slot is empty')
+    for slot in ('text_tower', 'pooling'):
+        _check_slot(towers, slot, config_key)
+    width, scale, bias = towers['width'], towers['temperature'], towers['bias']
+    if type(width) is not int or width < 1:
+        raise ValueError(f'{config_key}.width: expected a whole number of at least 1, got {width!r}')
+    if type(scale) not in (int, float) or not 0 < scale <= LARGEST_SCALE:
+        raise ValueError(f'{config_key}.temperature: expected a scale of similarities above 0 and at most '
+                         f'{LARGEST_SCALE:.0f}, got {scale!r}')
+    if bias is not None and type(bias) not in (int, float):
+        raise ValueError(f'{config_key}.bias: expected a number or None, got {bias!r}')
+    return towers
 
 
 def initialise(model: nn.Module, seed: int) -> None:

@@ -10,13 +10,19 @@ injects from the other parts:
     merger               vision_dim = D, language_dim = E
     position encoding    head_dim (from the language model)
     language model       vocab_size (from the tokenizer, where the config leaves it open), attention
+
+The two towers of contrastive pre-training have a vision encoder and two slots more (B pairs, W their common width):
+
+    pooling              vision_dim = D, embed_dim = W
+    text tower           embed_dim = W, vocab_size, attention; one that names the arguments language_model and
+                         position_encoding receives the model's own, built
 """
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
-from qvlkit.structures import AttentionPlan, Grid, Layout, VisionPlan
+from qvlkit.structures import AttentionPlan, Grid, ImageTextBatch, Layout, VisionPlan
 
 
 class VisionEncoder(Protocol):
@@ -70,3 +76,23 @@ class LanguageModel(Protocol):
 
     def flops(self, lengths: Sequence[int], num_logits: int) -> int:
         """Forward pass over packed samples of these lengths, with the head on `num_logits` rows."""
+
+
+class Pooling(Protocol):
+    """Features of the patches to one vector for each picture."""
+
+    def forward(self, features: torch.Tensor, index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """(N, D) in plan order; the picture (N,) that each belongs to; features (B,) of each picture -> (B, W)."""
+
+    def flops(self, grid: Grid) -> int:
+        """As for the encoder."""
+
+
+class TextTower(Protocol):
+    """Captions to one vector each."""
+
+    def forward(self, batch: ImageTextBatch) -> torch.Tensor:
+        """The batch's captions -> (B, W)."""
+
+    def flops(self, lengths: Sequence[int]) -> int:
+        """Forward pass over packed captions of these lengths."""

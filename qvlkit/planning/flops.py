@@ -10,6 +10,7 @@ The order of the parts is that of the model: vision encoder, merger, language mo
 first matrix of the first trained part needs no gradient of its input (counted too high), and attention in a frozen
 part costs 2f backwards, not f (counted too low). What a backend computes a second time is not counted.
 """
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -77,6 +78,39 @@ class SampleCost:
         if grid not in self._of_grid:
             self._of_grid[grid] = (self._factors['vision_encoder'] * self._encoder.flops(grid) +
                                    self._factors['merger'] * self._merger.flops(grid))
+        return self._of_grid[grid]
+
+
+class PairCost:
+    """Measure -> operations of one pair of a picture and its caption in a contrastive step.
+
+    Each tower begins a chain of its own: a tower that trains costs 3f, a frozen one f.
+
+    Args:
+        model: A TwoTowers, whose parts' `flops` are asked; weights are not needed.
+        trainable: Part -> whether it trains; a part that is not named does.
+    """
+
+    def __init__(self, model: nn.Module, trainable: Mapping[str, bool]):
+        self._model = model
+        encoder, pooling, text = (trainable.get(part, True) for part in ('vision_encoder', 'pooling', 'text_tower'))
+        text = trainable.get('language_model', True) if hasattr(model, 'language_model') else text
+        self._factors = dict(vision_encoder=1 + 2 * encoder, pooling=1 + (encoder or pooling) + pooling,
+                             text_tower=1 + 2 * text)
+        self._of_grid: dict[Grid, tuple[float, int]] = {}
+
+    def __call__(self, measure: Measure) -> float:
+        """Forward and backward operations; what is no merge cell of the picture is caption."""
+        costs, cells = zip(*map(self._picture, measure.grids))
+        caption = measure.length - sum(cells)
+        return sum(costs) + self._factors['text_tower'] * self._model.text_tower.flops((caption,))
+
+    def _picture(self, grid: Grid) -> tuple[float, int]:
+        """Operations and merge cells of a picture."""
+        if grid not in self._of_grid:
+            operations = sum(self._factors[part] * getattr(self._model, part).flops(grid)
+                             for part in ('vision_encoder', 'pooling'))
+            self._of_grid[grid] = operations, math.prod(self._model.geometry.token_grid(grid))
         return self._of_grid[grid]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qvlkit.engine.optimizer import trainable_table
-from qvlkit.models.builder import build_model
+from qvlkit.models.builder import stage_model
 from qvlkit.planning.memory import format_bytes, model_memory
 from qvlkit.planning.parameters import total_parameters
 
@@ -94,7 +94,7 @@ def _too_large(config: dict, name: str, device_bytes: int, where: str) -> str | 
     vocab_size = vocabulary_rows(config, stage)
     if vocab_size is None:
         return None
-    model = build_model(stage.get('model', config['model']), vocab_size=vocab_size, device='meta', config_key=key)
+    model = stage_model(config, stage, name=name, vocab_size=vocab_size, device='meta')
     table = trainable_table(model, stage.get('parts') or {}, stage['optimizer'], config_key=f'stages.{name}.optimizer')
     needed = model_memory(model, {row['part']: row['trainable'] for row in table}).total
     if needed <= device_bytes:

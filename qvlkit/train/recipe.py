@@ -2,6 +2,7 @@
 import logging
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,23 @@ from torch import nn
 
 from qvlkit.config import check_complete, save_config
 from qvlkit.config.load import redact
-from qvlkit.convert.huggingface import load_weights
 from qvlkit.data.datasets.mixture import as_mixture
 from qvlkit.data.formats.grounding import regions_to_text
 from qvlkit.data.loader import PackedLoader
 from qvlkit.data.processor import Processor
+from qvlkit.data.tokenizers import HFTokenizer
 from qvlkit.data.transforms.chat_template import ChatTemplate
 from qvlkit.engine.checkpoint import checkpoints
 from qvlkit.engine.optimizer import build_optimizer
 from qvlkit.engine.seed import seed_everything
 from qvlkit.engine.strategies.single import SingleDevice
-from qvlkit.models.builder import build_model
-from qvlkit.planning.readiness import check_ready
-from qvlkit.registry import DATASETS, HOOKS, SCHEDULES, TOKENIZERS, TRAINERS
+from qvlkit.evaluation.recipe_report import report_stages
+from qvlkit.models.builder import build_model, stage_model
+from qvlkit.planning.readiness import absent_paths, check_ready
+from qvlkit.registry import DATASETS, HOOKS, SCHEDULES, TOKENIZERS, TRAINERS, constructor_keys
 from qvlkit.structures import SampleError, Turn
+from qvlkit.train.hand_over import WHOLE, describe, first_weights, load_first_weights
+from qvlkit.train.summary import changed_settings, read_summary, stage_settings, write_summary
 from qvlkit.train.trainer import Trainer
 
 logger = logging.getLogger('qvlkit')
@@ -33,12 +37,14 @@ SAMPLES_FOR_TOKENIZER = 2000  # a tokenizer that is trained on the run's own dat
 
 def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = False, load_from: str | None = None,
                work_dir: str | None = None) -> None:
-    """Train the stages one after the other, each from the weights of the one before.
+    """Train the stages one after the other, each from the weights that the config says (train/hand_over.py).
+
+    A finished stage is not run again. At the end, `report.html` of the run's folder holds a table of all its stages.
 
     Args:
         config: Resolved; see `qvlkit.config.load_config`.
         stages: Names to run, in order; the config's `run` if absent.
-        resume: Go on from the newest intact checkpoint of the last stage that has one.
+        resume: Leave out finished stages, go on from the newest intact checkpoint of one that has begun.
         load_from: Checkpoint or Hugging Face folder whose weights the first stage starts from.
         work_dir: Instead of the config's.
 
@@ -53,31 +59,73 @@ def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = 
     check_complete(config, stages)
     folder = Path(work_dir or config['work_dir'])
     for name in stages:
-        stage_folder = folder / name
-        if not resume and checkpoints(stage_folder):
-            raise ValueError(f'work_dir: {stage_folder} holds the checkpoints of an earlier run; go on with --resume, '
+        if not resume and checkpoints(folder / name):
+            raise ValueError(f'work_dir: {folder / name} holds the checkpoints of an earlier run; go on with --resume, '
                              'or choose another folder with --work-dir')
-    begun = [name for name in stages if checkpoints(folder / name)]
-    stages = stages[stages.index(begun[-1]):] if begun else stages  # those before it are done
-    check_ready(config, stages)
+    waiting = [name for name in stages if not _is_finished(config, name, folder)]
+    check_ready(config, waiting)
     if load_from is not None and not Path(load_from).expanduser().is_dir():
         raise FileNotFoundError(f'{load_from}: no such folder to load weights from')
     if config.get('threads'):
         torch.set_num_threads(config['threads'])
-    for name in stages:
-        trainer = build_stage(config, name, folder / name, load_from=load_from)
-        save_config(config, folder / 'config.json')
-        if resume:
+    begun = any(checkpoints(folder / name) for name in stages)
+    for name in waiting:
+        init = 'its own checkpoint'
+        if resume and (checkpoints(folder / name) or not begun):  # an error, where there is nothing to resume
+            trainer = build_stage(config, name, folder / name, tokenizer=run_tokenizer(config, stages, folder))
             trainer.resume()
-            resume = False
-        logger.info('stage %s: steps %d to %d, writing into %s', name, trainer.step + 1, trainer.max_steps,
+        else:
+            sources = first_weights(config, name, folder, load_from if name == stages[0] else None, stages)
+            init = describe(sources)
+            trainer = build_stage(config, name, folder / name, load_from=sources,
+                                  tokenizer=run_tokenizer(config, stages, folder))
+        save_config(config, folder / 'config.json')
+        logger.info('stage %s: %s; steps %d to %d, writing into %s', name, init, trainer.step + 1, trainer.max_steps,
                     trainer.work_dir)
         trainer.fit()
-        load_from = str(trainer.work_dir)
+        if trainer.saved_step != trainer.step:  # what the next stage starts from
+            trainer.save()
+        write_summary(trainer, init=init)
+    report_stages(folder, [*config.get('run', []), *stages])
 
 
-def build_stage(config: dict, name: str, work_dir: Path, *, load_from: str | None = None) -> Trainer:
-    """The trainer of one stage, with everything in it."""
+def _is_finished(config: dict, name: str, folder: Path) -> bool:
+    """Whether the stage has been run to its end; a change of its settings since then is told."""
+    summary = read_summary(folder / name)
+    if summary is None:
+        return False
+    changed = changed_settings(summary['settings'], stage_settings(config, name))
+    logger.info('stage %s is finished and is not run again', name)
+    if changed:
+        logger.warning('stage %s was run with other settings than the config has now: %s', name, '; '.join(changed))
+    return True
+
+
+def run_tokenizer(config: dict, stages: list[str], folder: Path) -> Any:
+    """The one tokenizer of all stages. One that learns its vocabulary reads samples of every stage's data whose files
+    are there, once, and is kept in the run's folder."""
+    settings, kept = config['tokenizer'], folder / 'tokenizer'
+    if 'texts' not in (constructor_keys(TOKENIZERS.get(settings.get('type'), config_key='tokenizer')) or ()):
+        return TOKENIZERS.build(settings, config_key='tokenizer')
+    if not kept.is_dir():
+        names = [name for name in dict.fromkeys([*config.get('run', []), *stages]) if not absent_paths(config, [name])]
+        datasets = [DATASETS.build(config['stages'][name]['data'], config_key=f'stages.{name}.data') for name in names]
+        texts = chain.from_iterable(map(dataset_texts, datasets))
+        TOKENIZERS.build(settings, config_key='tokenizer', texts=texts).save(kept)
+    return HFTokenizer(str(kept))
+
+
+def build_stage(config: dict, name: str, work_dir: Path, *, load_from: str | dict[str, Path] | None = None,
+                tokenizer: Any = None) -> Trainer:
+    """The trainer of one stage, with everything in it.
+
+    Args:
+        config: Resolved.
+        name: Of the stage.
+        work_dir: Its folder.
+        load_from: Folder whose weights it starts from, or part -> folder.
+        tokenizer: That of the run; if absent, the one that the config names, for this stage's data alone.
+    """
     if name not in config['stages']:
         raise ValueError(f'run: no stage is called {name!r}; stages: {", ".join(config["stages"])}')
     stage, key = config['stages'][name], f'stages.{name}'
@@ -85,16 +133,18 @@ def build_stage(config: dict, name: str, work_dir: Path, *, load_from: str | Non
     seed_everything(seed)
     strategy = SingleDevice(config.get('precision', 'auto'))
     dataset = DATASETS.build(stage['data'], config_key=f'{key}.data')
-    tokenizer = build_tokenizer(config['tokenizer'], dataset)
+    tokenizer = tokenizer or build_tokenizer(config['tokenizer'], dataset)
     model_config = stage.get('model', config['model'])
     # The data pipeline gets the rules of a model without weights: it travels to worker processes.
     rules = build_model(model_config, vocab_size=tokenizer.vocab_size, device='meta')
     processor = build_processor(rules, tokenizer, stage.get('processor', config.get('processor', {})), seed=seed)
+    if stage.get('towers'):
+        rules = stage_model(config, stage, name=name, vocab_size=tokenizer.vocab_size, device='meta')
     loader = build_loader(dataset, processor, rules, stage, seed=seed, pin_memory=strategy.device.type == 'cuda',
                           quarantine=work_dir / 'quarantine.jsonl')
-    model = build_model(model_config, vocab_size=tokenizer.vocab_size, seed=seed)
-    if load_from is not None:
-        load_weights(model, load_from)
+    model = stage_model(config, stage, name=name, vocab_size=tokenizer.vocab_size, seed=seed)
+    if load_from:
+        load_first_weights(model, load_from if isinstance(load_from, dict) else {WHOLE: Path(load_from)})
     model = strategy.prepare(model)
     optimizer = build_optimizer(model, stage.get('parts', {}), stage['optimizer'], config_key=f'{key}.optimizer')
     schedule = SCHEDULES.build(stage['schedule'], config_key=f'{key}.schedule', optimizer=optimizer,
@@ -125,7 +175,7 @@ def build_loader(dataset: Any, processor: Processor, model: nn.Module, stage: di
     join = partial(trainer.collate, plan=model.vision_encoder.plan, geometry=model.geometry,
                    sources=tuple(source.name for source in as_mixture(dataset).sources))
     trains = {part: (stage.get('parts') or {}).get(part, {}).get('trainable', True)
-              for part in ('vision_encoder', 'merger', 'language_model')}
+              for part in model.parts()}
     return PackedLoader(dataset, trainer.encoder(processor, stage['trainer']), join,
                         cost=trainer.sample_cost(model, trains), accumulation=stage.get('accumulation', 1),
                         **{**stage['loader'], **settings})

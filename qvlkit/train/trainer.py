@@ -4,7 +4,9 @@ A trainer turns rows of packed samples into optimizer steps. What is trained for
 siblings define; everything that only watches or saves is a hook (train/hooks/).
 """
 import logging
+import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,9 @@ class Trainer(ABC):
         self.hooks, self.max_steps, self.max_grad_norm = hooks, max_steps, max_grad_norm
         self.work_dir, self.stage, self.config, self.processor = Path(work_dir), stage, config, processor
         self.step = 0
+        self.saved_step: int | None = None  # of the newest checkpoint that this run wrote or read
+        self.num_tokens, self.seconds = 0, 0.0  # of all steps so far
+        self._recent: deque[torch.Tensor] = deque(maxlen=20)  # losses, on the device
         self.metrics: dict[str, Any] = {}
         self.results: dict[str, dict] = {}  # held-out numbers of the stage, noted by hooks: see recipe_report.py
         self._noted: dict[str, torch.Tensor] = {}  # name -> (2,): sum and count of this step, on the device
@@ -91,10 +96,14 @@ class Trainer(ABC):
         self.model.train()
         try:
             if self.step < self.max_steps:
+                begun = time.perf_counter()
                 for rows in self.loader:
                     self.call_hooks('before_train_iter')
                     self.metrics = self.train_step(rows)
                     self.step += 1
+                    self.num_tokens += self.metrics['num_tokens']
+                    self._recent.append(self.metrics['loss'])
+                    self.seconds, begun = self.seconds + time.perf_counter() - begun, time.perf_counter()
                     self.call_hooks('after_train_iter')
                     if self.step >= self.max_steps:
                         break
@@ -126,6 +135,10 @@ class Trainer(ABC):
         return dict(loss=self.strategy.sum_over_ranks(loss), grad_norm=grad_norm, lr=learning_rate,
                     num_tokens=sum(row.num_tokens for row in rows), num_targets=units, **self._noted_means())
 
+    def recent_loss(self) -> float | None:
+        """Mean loss of the last steps, at most 20; waits for the device."""
+        return torch.stack(list(self._recent)).mean().item() if self._recent else None
+
     def note(self, name: str, values: torch.Tensor) -> None:
         """Add the values (n,) to the mean that the step's metrics give under `name`; stays on the device.
 
@@ -154,18 +167,22 @@ class Trainer(ABC):
 
     def save(self, keep: int | None = None) -> Path:
         """Write a checkpoint of the present step; the newest `keep` stay."""
+        self.saved_step = self.step
         return save_training_state(self, keep=keep)
 
     def resume(self) -> None:
         """Go on from the newest intact checkpoint of the stage; an error where there is none."""
         load_training_state(self, self.work_dir)
+        self.saved_step = self.step
 
     def state_dict(self) -> dict:
         """What a resume needs beside model, optimizer and schedule."""
-        return dict(step=self.step, loader=self.loader.state_dict(), rng=rng_state())
+        return dict(step=self.step, num_tokens=self.num_tokens, seconds=self.seconds, results=self.results,
+                    loader=self.loader.state_dict(), rng=rng_state())
 
     def load_state_dict(self, state: dict) -> None:
         """The reverse of `state_dict`."""
-        self.step = state['step']
+        self.step, self.num_tokens, self.seconds = state['step'], state['num_tokens'], state['seconds']
+        self.results = state['results']
         self.loader.load_state_dict(state['loader'])
         set_rng_state(state['rng'])

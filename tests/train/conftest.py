@@ -9,6 +9,7 @@ from qvlkit.train.hooks.jsonl import read_log
 from qvlkit.train.recipe import build_stage
 
 SMALLER = [
+    'run=[sft]', 'stages.sft.parts.vision_encoder.trainable=true',
     'model.vision_encoder.width=32', 'model.vision_encoder.depth=2', 'model.vision_encoder.num_heads=2',
     'model.vision_encoder.feed_forward_width=48', 'model.vision_encoder.full_attention_blocks=[1]',
     'model.vision_encoder.window_size=56', 'model.language_model.width=64', 'model.language_model.depth=2',

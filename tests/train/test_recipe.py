@@ -177,8 +177,8 @@ def test_a_run_of_many_processes_is_refused(small, tmp_path, monkeypatch):
 
 
 def test_an_unknown_stage_is_named(small, tmp_path):
-    with pytest.raises(ValueError, match="no stage is called 'dpo'; stages: sft"):
-        build_stage(small(), 'dpo', tmp_path)
+    with pytest.raises(ValueError, match="no stage is called 'grpo'; stages: .*sft"):
+        build_stage(small(), 'grpo', tmp_path)
 
 
 def test_the_checkpoint_of_a_run_answers_by_itself(small_file, tmp_path):

@@ -7,6 +7,9 @@ Four tasks, small enough for a model of a few million parameters and minutes of 
     locate  one coloured shape: its box                                           measured: the best constant box
     read    a picture with a printed word from a fixed list                      1 / len(words)
 
+A fifth, `list`, names the two shapes of a scene in random order; it has no single right answer to score, and serves
+preference pairs (picture_pairs.py), which say which order is better.
+
 A training sample can ask several questions about one picture, in one conversation; a held-out sample asks one.
 Everything about sample i is drawn from hash(seed, split, i).
 
@@ -31,17 +34,18 @@ SHAPES = ('circle', 'square', 'triangle', 'cross')
 WORDS = ('ant', 'bag', 'bus', 'cup', 'dog', 'egg', 'fish', 'fox', 'hat', 'ice', 'jam', 'key', 'leaf', 'map', 'nut',
          'owl', 'pig', 'rain', 'sun', 'toy', 'van', 'web', 'yes', 'zoo')
 TASKS = ('name', 'count', 'locate', 'read')
+ALL_TASKS = (*TASKS, 'list')
 SPLITS = ('train', 'held_out')
 # Questions about one scene, in order: a name must not follow the question that tells it.
-FOLLOWED_BY = {'name': ('name', 'locate'), 'count': ('count',), 'locate': ('locate',)}
+FOLLOWED_BY = {'name': ('name', 'locate'), 'count': ('count',), 'locate': ('locate',), 'list': ('list',)}
 WORD_PICTURES = ((84, 56),)  # (width, height) of a picture with a word
 
 # Sides of shapes, as parts of the picture's shorter side, by the task that the scene is made for. To be named they are
 # large; to be located smaller, or one constant box would be right too often; to be counted so small that six find room.
-SIDES = {'name': (0.50, 0.70), 'locate': (0.34, 0.52), 'count': (0.19, 0.25)}
+SIDES = {'name': (0.50, 0.70), 'locate': (0.34, 0.52), 'count': (0.19, 0.25), 'list': (0.30, 0.42)}
 # Places and sides of a shape are multiples of so many pixels. Where its box is asked for that is half a patch: finer
 # digits would be noise to a model that cannot see them yet, and drown what it could learn from the coarser ones.
-STEPS = {'name': 7, 'locate': 7, 'count': 1}
+STEPS = {'name': 7, 'locate': 7, 'count': 1, 'list': 1}
 FONT_SIZES = (35, 37)
 WORD_START = (4, 12)  # (x, y) of a word's left edge and of the top of its tall letters: lines begin at one margin
 JITTER = 2  # pixels by which a word is off that place, at most
@@ -96,7 +100,7 @@ class PictureTasks:
         size: Number of samples.
         split: 'train' (several questions in a sample) or 'held_out' (one); the two never draw the same stream.
         seed: Changes every picture.
-        tasks: Which of 'name', 'count', 'locate' and 'read' to ask. Sample i is built around tasks[i % len(tasks)].
+        tasks: Which of 'name', 'count', 'locate', 'read', 'list' to ask; sample i is around tasks[i % len(tasks)].
         questions_per_picture: Most questions in a training sample; scenes that allow fewer ask fewer.
         picture_sizes: (width, height) of a scene in pixels, one drawn for each sample.
         max_objects: A scene to count has 1 to this many shapes, in turn; no two of them share a colour.
@@ -112,11 +116,11 @@ class PictureTasks:
         if split not in SPLITS:
             raise ValueError(f'PictureTasks.split: expected one of {SPLITS}, got {split!r}{near_names(split, SPLITS)}')
         for task in tasks:
-            if task not in TASKS:
-                raise ValueError(f'PictureTasks.tasks: no task is called {task!r}{near_names(task, TASKS)}; '
-                                 f'expected some of {TASKS}')
+            if task not in ALL_TASKS:
+                raise ValueError(f'PictureTasks.tasks: no task is called {task!r}{near_names(task, ALL_TASKS)}; '
+                                 f'expected some of {ALL_TASKS}')
         if not tasks:
-            raise ValueError(f'PictureTasks.tasks: expected at least one of {TASKS}, got none')
+            raise ValueError(f'PictureTasks.tasks: expected at least one of {ALL_TASKS}, got none')
         if not 1 <= max_objects <= len(COLOURS):
             raise ValueError(f'PictureTasks.max_objects: expected 1 to {len(COLOURS)}, since the shapes of a scene '
                              f'differ in colour, got {max_objects!r}')
@@ -147,7 +151,7 @@ class PictureTasks:
             picture = DrawnWord(size, word, stream)
             questions = [('read', 'Read the word.', word, 1 / len(WORDS))]
         else:
-            count = 1 + index // len(self.tasks) % self.max_objects if task == 'count' else 1
+            count = {'count': 1 + index // len(self.tasks) % self.max_objects, 'list': 2}.get(task, 1)
             shapes = place_shapes(rng, *size, count, SIDES[task], STEPS[task])
             picture = DrawnScene(size, shapes, stream)
             questions = self._questions(rng, task, shapes)
@@ -164,6 +168,8 @@ class PictureTasks:
         """The questions about a scene as (task, question, answer, chance), `task` first."""
         possible = {'name': [('name', 'Name the shape.', shapes[0].name, 1 / (len(COLOURS) * len(SHAPES)))],
                     'count': [('count', 'How many shapes?', str(len(shapes)), 1 / self.max_objects)],
+                    'list': [('list', 'List the shapes.', ', '.join(
+                        shapes[i].name for i in rng.permutation(len(shapes))), None)],
                     'locate': [('locate', f'Locate the {shapes[i].name}.', Box(tuple(map(float, shapes[i].box))), None)
                                for i in rng.permutation(len(shapes))]}
         # The sample's own task comes first, as in a held-out question; behind it only what it has not told already.

@@ -38,9 +38,11 @@ class EvaluationHook(Hook):
                                    reference=trainer.loader.dataset, batch_size=self.batch_size)
         if trainer.step == 0:
             self.untrained = self.evaluate(trainer)
+            self._note(trainer, 'before', self.untrained)
 
     def after_train(self, trainer) -> None:
         result = self.evaluate(trainer)
+        self._note(trainer, 'after', result)
         Path(trainer.work_dir).mkdir(parents=True, exist_ok=True)
         results = dict(trained=result.to_dict(), untrained=self.untrained.to_dict() if self.untrained else None)
         (trainer.work_dir / 'evaluation.json').write_text(json.dumps(results, indent=1), encoding='utf-8')
@@ -63,6 +65,12 @@ class EvaluationHook(Hook):
         result = self.evaluator(answer)
         model.train()
         return result
+
+    @staticmethod
+    def _note(trainer, when: str, result: Evaluation) -> None:
+        for task, numbers in result.tasks.items():
+            trainer.results.setdefault(task, dict(unit='%', chance=numbers.chance, count=numbers.count))
+            trainer.results[task][when] = numbers.accuracy
 
     def _summary(self, trainer, history: list[dict]) -> dict:
         summary = {'stage': trainer.stage, 'steps': trainer.step, 'device': str(trainer.device),
