@@ -35,8 +35,9 @@ def run(*arguments, **keywords):
 
 def test_the_wheel_ships_the_package_and_the_configs_and_nothing_else(installed):
     names = zipfile.ZipFile(installed[0]).namelist()
-    for path in (ROOT / 'configs').rglob('*.py'):
-        assert f'qvlkit/_configs/{path.relative_to(ROOT / "configs")}' in names
+    for path in (ROOT / 'configs').rglob('*'):
+        if path.is_file() and '__pycache__' not in path.parts:  # the samples' records, pictures and clips, too
+            assert f'qvlkit/_configs/{path.relative_to(ROOT / "configs")}' in names
     for path in (ROOT / 'qvlkit').rglob('*.md'):
         assert str(path.relative_to(ROOT)) in names
     assert any(name.endswith('licenses/LICENSE') for name in names)

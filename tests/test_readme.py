@@ -18,7 +18,7 @@ from qvlkit.structures import Media
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / 'README.md', ROOT / 'README.zh.md']
 PAGES = [*READMES, ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md', ROOT / 'plugins' / 'README.md',
-         ROOT / 'qvlkit' / 'data' / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+         ROOT / 'qvlkit' / 'data' / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 TEST_COMMAND = 'python -m pytest -m "not acceptance"'
 BLOCK = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 

@@ -17,10 +17,14 @@ examples:
   qvlkit inspect_data my_config.py --epoch 1
       each source at its second visit: another order, other random crops
 
-The page shows shares of the sources, lengths, costs and how rows are filled, samples that cannot be used, and some
-samples as the model gets them: pictures with their boxes, tokens coloured by what is learned, position ids. Rows are
-planned from headers; only the samples that are shown are decoded. No weight is allocated, nothing is trained.
+The page shows shares of the sources, what the data are made of (subsets, languages, turns, pictures), lengths, costs
+and how rows are filled, samples that cannot be used, and some samples as the model gets them: pictures with their
+boxes, tokens coloured by what is learned, position ids. Rows are planned from headers; only the samples that are shown
+are decoded. No weight is allocated, nothing is trained.
 Exit codes: 0 done; 2 a mistake in the arguments, the config or the data, told in one line; 130 interrupted.'''
+
+SOURCE_COLUMNS = ('source', 'by sample', 'by token', 'samples', 'mean tokens', 'bad')  # the narrow ones of the page's
+COUNTED = 2000  # samples of the composition
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,19 +65,23 @@ def inspect_data(arguments: argparse.Namespace) -> None:
                          f'stages: {", ".join(stages)}')
     check_complete(config, [stage] if stage else [])
     folder = Path(arguments.work_dir or config['work_dir']) / stage
-    page, table = with_progress(lambda progress: build_page(
+    page, table, composition = with_progress(lambda progress: build_page(
         config, stage, samples=arguments.samples, steps=arguments.steps, epoch=arguments.epoch, progress=progress))
-    print_table(*table)
+    print_table(*table, kept=SOURCE_COLUMNS)
+    print()
+    print_table(*composition.table())
     print(f'wrote {page.write(folder / "data.html")}')
 
 
-def build_page(config: dict, stage: str, *, samples: int, steps: int, epoch: int, progress: Any) -> tuple[Any, tuple]:
-    """The page, and header and rows of its table of sources.
+def build_page(config: dict, stage: str, *, samples: int, steps: int, epoch: int, progress: Any
+               ) -> tuple[Any, tuple, Any]:
+    """The page, header and rows of its table of sources, and the composition of the samples.
 
     Raises:
         ValueError: A file that the stage reads is absent, or no sample can be used.
     """
     from qvlkit.planning.close_up import CloseUp, close_ups
+    from qvlkit.planning.composition import compose
     from qvlkit.planning.data_page import data_page, source_table
     from qvlkit.planning.survey import survey
     loader = build_stage_loader(config, stage)
@@ -91,8 +99,11 @@ def build_page(config: dict, stage: str, *, samples: int, steps: int, epoch: int
              f'{len(shown)} samples decoded.']
     if bad and loader.on_error == 'raise':
         notes.append("Training stops at the first sample that cannot be used: loader.on_error is 'raise'.")
-    page = data_page(f'Data of {stage}', found, shown, bad, loader.processor.tokenizer, notes=notes)
-    return page, source_table(found, bad)
+    draws = [(item.placed.draw, item.placed.length) for item in found.items[:COUNTED]]
+    composition = compose((loader.mixture.sample(draw.source, draw.index), length) for draw, length in draws)
+    page = data_page(f'Data of {stage}', found, shown, bad, loader.processor.tokenizer, notes=notes,
+                     composition=composition)
+    return page, source_table(found, bad), composition
 
 
 def build_stage_loader(config: dict, name: str) -> Any:
@@ -128,16 +139,18 @@ def with_progress(work: Any) -> Any:
         return work(progress)
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """The narrow columns of the page's table of sources, on standard output."""
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], kept: Sequence[str] | None = None) -> None:
+    """A table on standard output; `kept` are the columns that it has, all if absent."""
     from rich.console import Console
     from rich.table import Table
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style='bold')
-    kept = [header.index(name) for name in ('source', 'by sample', 'by token', 'samples', 'mean tokens', 'bad')]
-    for index in kept:
-        table.add_column(header[index], justify='right' if index else 'left', no_wrap=bool(index), overflow='fold')
+    places = [header.index(name) for name in kept or header]
+    for index in places:
+        name = header[index]
+        table.add_column(name, justify='left' if name in ('source', 'of', 'value') else 'right', no_wrap=bool(index),
+                         overflow='fold')
     for row in rows:
-        table.add_row(*(str(row[index]) for index in kept))
+        table.add_row(*(str(row[index]) for index in places))
     Console(highlight=False, markup=False, soft_wrap=True).print(table)
 
 

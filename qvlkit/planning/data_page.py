@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from qvlkit.planning.close_up import SHOWN, CloseUp
+from qvlkit.planning.composition import Composition
 from qvlkit.planning.flops import format_flops
 from qvlkit.planning.survey import Survey
 from qvlkit.report.page import LEGEND, Page, series_colour
@@ -14,6 +15,7 @@ from qvlkit.structures import Media, SampleError
 
 ROWS_SHOWN = 40  # of the pack map
 REASONS_SHOWN = 20
+COMPOSITION_SHOWN = ('kind', 'subset', 'language')  # as bars
 MEDIA_SHOWN = 4  # images of a sample, and videos
 ROLES = {'target (learned)': 'target', 'context': 'context', 'control token': 'control', 'visual token': 'visual'}
 
@@ -65,7 +67,7 @@ def row_facts(survey: Survey) -> list[tuple[str, str]]:
 
 
 def data_page(title: str, survey: Survey, close_ups: Sequence[CloseUp], bad: Sequence[SampleError], tokenizer: Any, *,
-              notes: Sequence[str] = ()) -> Page:
+              notes: Sequence[str] = (), composition: Composition | None = None) -> Page:
     """The whole page.
 
     Args:
@@ -75,6 +77,7 @@ def data_page(title: str, survey: Survey, close_ups: Sequence[CloseUp], bad: Seq
         bad: Samples that could not be used, in planning or when they were encoded.
         tokenizer: To show tokens as text.
         notes: Remarks under the title.
+        composition: Of the samples in the planned rows.
     """
     page = Page(title)
     for note in notes:
@@ -84,6 +87,8 @@ def data_page(title: str, survey: Survey, close_ups: Sequence[CloseUp], bad: Seq
     page.text('asked: share of the draws by the weights of the config, at the start. by sample, by token: shares of '
               'what was planned into rows. visual, targets: shares of the tokens. too long: left out because '
               'its source says so (oversize).', soft=True)
+    if composition is not None:
+        _composition(page, composition)
     page.heading('Rows')
     page.table(('', 'value'), row_facts(survey), bold=0)
     _bad_samples(page, bad)
@@ -98,6 +103,17 @@ def data_page(title: str, survey: Survey, close_ups: Sequence[CloseUp], bad: Seq
     for number, shown in enumerate(close_ups, start=1):
         _close_up(page, number, shown, tokenizer)
     return page
+
+
+def _composition(page: Page, composition: Composition) -> None:
+    page.heading('Composition')
+    page.table(*composition.table(), bold=1)
+    page.bars('Shares', {f'{name}: {value}': {'by sample': by_sample, 'by token': by_token}
+                         for name in COMPOSITION_SHOWN
+                         for value, (by_sample, by_token) in composition.shares(name).items()})
+    page.text(f'Of {composition.samples:,} samples of the planned rows. A language is told by its script: Han letters, '
+              "or Latin ones without accents, else 'other'. A subset is what the sample's `extra` or the path of its "
+              "source names, else 'other'.", soft=True)
 
 
 def _bad_samples(page: Page, bad: Sequence[SampleError]) -> None:

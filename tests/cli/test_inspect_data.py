@@ -14,7 +14,7 @@ from qvlkit.config import load_config
 from qvlkit.planning.close_up import CloseUp, close_ups
 from qvlkit.planning.survey import survey
 
-SECTIONS = ['Sources', 'Rows', 'Samples that cannot be used', 'Lengths, costs and fill', 'Pack map',
+SECTIONS = ['Sources', 'Composition', 'Rows', 'Samples that cannot be used', 'Lengths, costs and fill', 'Pack map',
             'Samples as the model gets them']
 HOSTILE = '</span><script>alert(1)</script>&'
 
@@ -51,6 +51,7 @@ def shared(tmp_path_factory):
         parts[name] = dict(dataset=dict(type='ConversationDataset', path=str(tmp_path / f'{name}.json')), epochs=1)
     whole = load_config('qwen25vl_tiny').to_dict()
     whole['tokenizer']['vocab_size'] = 384
+    whole['run'] = ['sft']
     whole['stages']['sft']['data'] = dict(type='Mixture', parts=parts)
     whole['stages']['sft']['loader'] = dict(row_length=512, window=64, on_error='skip')
     whole['processor'].update(video_min_pixels=56 * 56, video_max_pixels=112 * 112)
@@ -126,7 +127,9 @@ def test_the_tool_prints_a_table_and_where_the_page_is(config, tmp_path, capsys)
     printed = capsys.readouterr().out
     path = tmp_path / 'work' / 'sft' / 'data.html'
     assert f'wrote {path}' in printed and path.is_file()
-    lines = {line.split()[0]: line.split() for line in printed.splitlines()}
+    sources, composition = printed.split('\n\n')
+    assert re.search(r'^kind +multimodal +\d+ +[\d.]+ % ', composition, re.MULTILINE)
+    lines = {line.split()[0]: line.split() for line in sources.splitlines()}
     assert lines['text'][-3] == '12' and lines['broken'][-1] == '1' and lines['all'][-3] == '26'
 
 

@@ -127,9 +127,9 @@ def test_load_from_starts_from_those_weights(small, tmp_path):
 def test_a_72b_run_that_lacks_everything_ends_with_one_sentence(tmp_path, monkeypatch, capsys, extra):
     monkeypatch.setattr('qvlkit.planning.readiness.device_memory', lambda: (2**34, 'this machine (CPU)'))
     monkeypatch.setattr('qvlkit.train.recipe.build_stage', lambda *_, **__: pytest.fail('something was built'))
-    assert train_cli.main(['qwen25vl_72b', '--work-dir', str(tmp_path / 'run'), *extra]) == 2
+    assert train_cli.main(['qwen25vl_72b', '--stages', 'sft', '--work-dir', str(tmp_path / 'run'), *extra]) == 2
     message, = capsys.readouterr().err.splitlines()
-    for words in ('error: tokenizer.path: no such folder', 'stages.sft.data.path: no such file',
+    for words in ('error: tokenizer.path: no such folder', 'vqa.dataset.path: no such file',
                   'model: 73,410,777,344 parameters need', 'this machine (CPU) has 16'):
         assert words in message
     assert not (tmp_path / 'run').exists()
