@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from qvlkit.engine.checkpoint import CorruptCheckpointError
-from qvlkit.engine.optimizer import WarmupCosine, build_optimizer
+from qvlkit.engine.optimizer import build_optimizer
+from qvlkit.engine.schedules import WarmupCosine
 from qvlkit.engine.seed import rng_state, seed_everything, set_rng_state
 from qvlkit.train.checkpointing import load_training_state, save_training_state
 from qvlkit.train.hooks.base import Hook
