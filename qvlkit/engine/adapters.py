@@ -37,9 +37,10 @@ def add_adapters(model: nn.Module, config: dict | None, config_key: str = 'lora'
 
     Args:
         model: With its weights loaded. On the meta device nothing is quantized.
-        config: parts, and rank=8, alpha=16, dropout=0.0, quantize=None | 'nf4' | 'int8', target_modules=None: every
-            linear layer of the part's blocks, or of the whole part if it has none; 'all-linear': of the whole part;
-            a list: those whose name is, or ends with, one of these. None as `config` does nothing.
+        config: parts, and rank=8, alpha=16, dropout=0.0, target_modules=None: every linear layer of the part's blocks,
+            or of the whole part if it has none; 'all-linear': of the whole part; a list: those whose name is, or ends
+            with, one of these. quantize=None | 'nf4' | 'int8': how the layers that None would name are kept, with or
+            without adapter. None as `config` does nothing.
         config_key: Path of `config` in the whole config.
 
     Returns:
@@ -61,7 +62,7 @@ def add_adapters(model: nn.Module, config: dict | None, config_key: str = 'lora'
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         quantize = config['quantize'] if next(module.parameters()).device.type != 'meta' else None
-        for name in targets[part] if quantize else ():
+        for name in _targets(module, None) if quantize else ():
             module.set_submodule(name, QuantizedLinear(module.get_submodule(name), quantize, config_key=config_key))
         settings = peft.LoraConfig(r=config['rank'], lora_alpha=config['alpha'], lora_dropout=config['dropout'],
                                    target_modules='|'.join(map(re.escape, targets[part])))

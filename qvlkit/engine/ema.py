@@ -43,18 +43,18 @@ class WeightAverage:
         """The averages, by the names of their parameters."""
         return dict(self._averages)
 
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """The reverse of `tensors`.
-
-        Raises:
-            ValueError: Names or shapes are not those of the weights that train; nothing is changed then.
-        """
+    def check(self, tensors: dict[str, torch.Tensor]) -> None:
+        """ValueError if names or shapes are not those of the weights that train."""
         shapes = {name: tuple(average.shape) for name, average in self._averages.items()}
         stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         wrong = sorted(name for name in shapes.keys() | stored.keys() if shapes.get(name) != stored.get(name))
         if wrong:
             raise ValueError(f'ema: the averages of the checkpoint do not fit the weights that train; {len(wrong)} '
                              f'differ: {", ".join(wrong[:5])}')
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """The reverse of `tensors`; ValueError as `check`, and nothing is changed then."""
+        self.check(tensors)
         for name, average in self._averages.items():
             average.copy_(tensors[name])
 
