@@ -19,6 +19,7 @@ from qvlkit.registry import near_names
 
 BASE, LORA_A, LORA_B, ABSMAX = '.base_layer', '.lora_A.default.weight', '.lora_B.default.weight', '.absmax'
 KINDS = ('nf4', 'int8')
+DEFAULTS = dict(parts=None, rank=8, alpha=16, dropout=0.0, target_modules=None, quantize=None)
 NF4_BLOCK = 64  # values that share a scale
 # The 16 values of NF4: quantiles of the normal distribution, as the paper's authors publish them.
 NF4_VALUES = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -98,14 +99,18 @@ def merge_adapters(model: nn.Module) -> nn.Module:
     Returns:
         The model.
     """
-    for name, layer in _layers(model):
-        base = layer.get_base_layer()
-        weight = base.dequantized() if isinstance(base, QuantizedLinear) else base.weight
-        factors = layer.lora_A['default'].weight, layer.lora_B['default'].weight
-        with torch.no_grad(), torch.device('meta'):
+    adapted = _layers(model)
+    unadapted = [(name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLinear)
+                 and not name.endswith(BASE)]
+    for name, layer in adapted + unadapted:
+        base = layer if isinstance(layer, QuantizedLinear) else layer.get_base_layer()
+        weight = base.dequantized() if isinstance(base, QuantizedLinear) else base.weight.detach()
+        if base is not layer:
+            weight = merged_weight(weight, layer.lora_A['default'].weight, layer.lora_B['default'].weight,
+                                   layer.scaling['default'])
+        with torch.device('meta'):
             plain = nn.Linear(base.in_features, base.out_features, bias=False)
-        plain.weight = nn.Parameter(merged_weight(weight, *factors, layer.scaling['default']))
-        plain.bias = base.bias
+        plain.weight, plain.bias = nn.Parameter(weight), base.bias
         model.set_submodule(name, plain.train(layer.training))
     return model
 
@@ -117,20 +122,19 @@ def merged_weight(weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tens
         return torch.addmm(weight.to(kind), lora_b.to(kind), lora_a.to(kind), alpha=scaling).to(weight.dtype)
 
 
-def dequantize(weight: torch.Tensor, absmax: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+def dequantize(weight: torch.Tensor, absmax: torch.Tensor) -> torch.Tensor:
     """What a QuantizedLinear keeps -> the weight (O, I) in float32; needs no package.
 
     Args:
-        weight: int8 (O, I), or uint8 (O * I / 2, 1) with two NF4 values in a byte, the first in the upper half.
+        weight: int8 (O, I), or uint8 (O, I / 2) with two NF4 values in a byte, the first in the upper half.
         absmax: int32, the bits of float32 numbers: largest absolute value of each row, or of each NF4 block.
-        shape: (O, I).
     """
     scale = absmax.view(torch.float32)
     if weight.dtype == torch.int8:
         return weight.float() * (scale[:, None] / 127)
     pairs = torch.stack([weight.flatten() >> 4, weight.flatten() & 15], dim=1).flatten()
-    values = torch.tensor(NF4_VALUES, device=weight.device)[pairs[:shape[0] * shape[1]].int()]
-    return (values * scale.repeat_interleave(NF4_BLOCK)[:len(values)]).view(shape)
+    values = torch.tensor(NF4_VALUES, device=weight.device)[pairs.int()]
+    return (values * scale.repeat_interleave(NF4_BLOCK)[:len(values)]).view(len(weight), -1)
 
 
 class QuantizedLinear(nn.Linear):
@@ -143,7 +147,7 @@ class QuantizedLinear(nn.Linear):
         kind: 'nf4' or 'int8'.
 
     Raises:
-        ValueError: NF4, and bitsandbytes cannot be imported.
+        ValueError: NF4, and bitsandbytes cannot be imported, or the number of inputs is odd.
     """
 
     def __init__(self, linear: nn.Linear, kind: str, *, config_key: str = 'lora'):
@@ -152,9 +156,12 @@ class QuantizedLinear(nn.Linear):
         self.kind = kind
         weight = linear.weight.detach().float()
         if kind == 'nf4':
+            if self.in_features % 2:
+                raise ValueError(f"{config_key}.quantize: 'nf4' packs inputs in pairs, and a layer has "
+                                 f'{self.in_features} of them; expected an even number')
             packed, state = _bitsandbytes(config_key).quantize_4bit(
                 weight.contiguous(), blocksize=NF4_BLOCK, quant_type='nf4', compress_statistics=False)
-            absmax = state.absmax
+            packed, absmax = packed.view(self.out_features, -1), state.absmax
         else:
             absmax = weight.abs().amax(dim=1)
             packed = (weight / absmax.clamp_min(torch.finfo(torch.float32).tiny)[:, None] * 127).round().to(torch.int8)
@@ -163,14 +170,15 @@ class QuantizedLinear(nn.Linear):
 
     def dequantized(self) -> torch.Tensor:
         """(O, I) in float32."""
-        shape = (self.out_features, self.in_features)
         if self.kind == 'int8':
-            return dequantize(self.weight, self.absmax, shape)
+            return dequantize(self.weight, self.absmax)
         functional = _bitsandbytes('lora')
         code = torch.tensor(NF4_VALUES, device=self.weight.device)
-        state = functional.QuantState(absmax=self.absmax.view(torch.float32), shape=torch.Size(shape), code=code,
+        shape = torch.Size((1, self.in_features * self.out_features))  # its CPU kernel begins a block with each row
+        state = functional.QuantState(absmax=self.absmax.view(torch.float32), shape=shape, code=code,
                                       blocksize=NF4_BLOCK, quant_type='nf4', dtype=torch.float32)
-        return functional.dequantize_4bit(self.weight.detach(), state)
+        opened = functional.dequantize_4bit(self.weight.detach().view(-1, 1), state)
+        return opened.view(self.out_features, self.in_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., I) -> (..., O)."""
@@ -237,11 +245,10 @@ def _refuse_targets(part: nn.Module, names: list[str], wanted: Any, name: str, c
 
 def _checked(config: dict, key: str) -> dict:
     """The config with its defaults."""
-    defaults = dict(parts=None, rank=8, alpha=16, dropout=0.0, target_modules=None, quantize=None)
     for name in config:
-        if name not in defaults:
-            raise ValueError(f'{key}.{name}: unknown{near_names(name, list(defaults))}; known: {", ".join(defaults)}')
-    config = defaults | dict(config)
+        if name not in DEFAULTS:
+            raise ValueError(f'{key}.{name}: unknown{near_names(name, list(DEFAULTS))}; known: {", ".join(DEFAULTS)}')
+    config = DEFAULTS | dict(config)
     parts, targets = config['parts'], config['target_modules']
     rules = {
         'parts': (isinstance(parts, (list, tuple)) and parts and len(set(parts)) == len(parts)
