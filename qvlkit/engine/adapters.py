@@ -3,8 +3,8 @@
 Source: LoRA, arXiv 2106.09685; QLoRA, arXiv 2305.14314 (NF4: section 3 and appendix E).
 Shapes: O x I weight, r rank: y = W x + (alpha / r) * B A dropout(x), A (r, I), B (O, r), B = 0 at first.
 
-A layer `q_proj` becomes q_proj.base_layer (frozen), q_proj.lora_A.default and q_proj.lora_B.default (trained); these are
-its names in a checkpoint. convert/weight_files.py reads them as the plain q_proj.weight, merged.
+A layer `q_proj` becomes q_proj.base_layer (frozen), q_proj.lora_A.default and q_proj.lora_B.default (trained); these
+are its names in a checkpoint. convert/adapted_files.py reads them as the plain q_proj.weight, merged.
 """
 import contextlib
 import re

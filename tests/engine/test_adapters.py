@@ -178,6 +178,15 @@ def test_quantized_bases_train_their_adapters(kind):
     assert (model.double()(INPUT) - expected).abs().max() < 1e-5  # the merged weights are float32
 
 
+@pytest.mark.parametrize('inputs, outputs', [(16, 16), (24, 7), (2, 3), (128, 40)])
+def test_nf4_is_read_without_a_package_whatever_the_shape(inputs, outputs):
+    pytest.importorskip('bitsandbytes')
+    layer = QuantizedLinear(nn.Linear(inputs, outputs), 'nf4')
+    assert torch.equal(layer.dequantized(), dequantize(layer.weight, layer.absmax))
+    with pytest.raises(ValueError, match='lora.quantize: .*13'):
+        QuantizedLinear(nn.Linear(13, 4), 'nf4')
+
+
 def test_the_gradient_through_a_quantized_layer_is_that_of_its_opened_weight():
     linear = nn.Linear(16, 8)
     layer = QuantizedLinear(linear, 'int8')
