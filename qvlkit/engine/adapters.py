@@ -37,7 +37,7 @@ def add_adapters(model: nn.Module, config: dict | None, config_key: str = 'lora'
     """Put adapters into the parts that `config` names, in place; the other weights of these parts are frozen.
 
     Args:
-        model: With its weights loaded. On the meta device nothing is quantized.
+        model: With its weights loaded, or on the meta device.
         config: parts, and rank=8, alpha=16, dropout=0.0, target_modules=None: every linear layer of the part's blocks,
             or of the whole part if it has none; 'all-linear': of the whole part; a list: those whose name is, or ends
             with, one of these. quantize=None | 'nf4' | 'int8': how the layers that None would name are kept, with or
@@ -62,9 +62,9 @@ def add_adapters(model: nn.Module, config: dict | None, config_key: str = 'lora'
     for part, module in parts.items():
         for parameter in module.parameters():
             parameter.requires_grad_(False)
-        quantize = config['quantize'] if next(module.parameters()).device.type != 'meta' else None
-        for name in _targets(module, None) if quantize else ():
-            module.set_submodule(name, QuantizedLinear(module.get_submodule(name), quantize, config_key=config_key))
+        for name in _targets(module, None) if config['quantize'] else ():
+            layer = QuantizedLinear(module.get_submodule(name), config['quantize'], config_key=config_key)
+            module.set_submodule(name, layer)
         settings = peft.LoraConfig(r=config['rank'], lora_alpha=config['alpha'], lora_dropout=config['dropout'],
                                    target_modules='|'.join(map(re.escape, targets[part])))
         with next(module.parameters()).device:
@@ -75,6 +75,11 @@ def add_adapters(model: nn.Module, config: dict | None, config_key: str = 'lora'
 def has_adapters(model: nn.Module) -> bool:
     """Whether some layer of the model has an adapter."""
     return any(is_adapter(name) for name, _ in model.named_parameters())
+
+
+def num_weights(parameter: torch.Tensor) -> int:
+    """Weights that a parameter stands for: a byte of NF4 holds two."""
+    return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)
 
 
 @contextlib.contextmanager
@@ -159,9 +164,7 @@ class QuantizedLinear(nn.Linear):
             if self.in_features % 2:
                 raise ValueError(f"{config_key}.quantize: 'nf4' packs inputs in pairs, and a layer has "
                                  f'{self.in_features} of them; expected an even number')
-            packed, state = _bitsandbytes(config_key).quantize_4bit(
-                weight.contiguous(), blocksize=NF4_BLOCK, quant_type='nf4', compress_statistics=False)
-            packed, absmax = packed.view(self.out_features, -1), state.absmax
+            packed, absmax = _pack_nf4(weight.contiguous(), config_key)
         else:
             absmax = weight.abs().amax(dim=1)
             packed = (weight / absmax.clamp_min(torch.finfo(torch.float32).tiny)[:, None] * 127).round().to(torch.int8)
@@ -187,6 +190,16 @@ class QuantizedLinear(nn.Linear):
         with torch.autocast(x.device.type, enabled=False):
             y = _Product.apply(x, self)
             return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+def _pack_nf4(weight: torch.Tensor, config_key: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(O, I) -> values (O, I / 2), scales of the blocks; sizes alone on the meta device."""
+    functional = _bitsandbytes(config_key)
+    if weight.device.type == 'meta':
+        return (weight.new_empty(len(weight), weight.shape[1] // 2, dtype=torch.uint8),
+                weight.new_empty(-(-weight.numel() // NF4_BLOCK)))
+    packed, state = functional.quantize_4bit(weight, blocksize=NF4_BLOCK, quant_type='nf4', compress_statistics=False)
+    return packed.view(len(weight), -1), state.absmax
 
 
 class _Product(torch.autograd.Function):

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from qvlkit.engine.adapters import is_adapter
+from qvlkit.engine.adapters import is_adapter, num_weights
 from qvlkit.engine.freezing import ever_trains, trainable_schedule
 from qvlkit.registry import OPTIMIZERS, near_names
 
@@ -76,7 +76,7 @@ def trainable_table(model: nn.Module, parts: dict, config: dict, *, config_key: 
         trained = list(_trained(setting))
         trains = bool(trained)
         factors = [_layer_factor(setting, layer) for _, _, layer in trained]
-        rows.append({'part': part, 'parameters': sum(p.numel() for _, p in setting['named']),
+        rows.append({'part': part, 'parameters': sum(num_weights(p) for _, p in setting['named']),
                      'trained': sum(p.numel() for _, p, _ in trained), 'trainable': trains,
                      'lr': setting['lr'] * max(factors) if trains else None,
                      'min_lr': setting['lr'] * min(factors) if trains else None,
