@@ -151,9 +151,9 @@ TRANSFORMS = Registry('transform', 'qvlkit.data.transforms')
 # Text to token ids and back.
 TOKENIZERS = Registry('tokenizer', 'qvlkit.data.tokenizers')
 # Change the weights from their gradients.
-OPTIMIZERS = Registry('optimizer', 'qvlkit.engine.optimizer')
+OPTIMIZERS = Registry('optimizer', 'qvlkit.engine.optimizers')
 # Change the learning rate over steps.
-SCHEDULES = Registry('schedule', 'qvlkit.engine.optimizer')
+SCHEDULES = Registry('schedule', 'qvlkit.engine.schedules')
 # Place the model on devices and add up over ranks.
 STRATEGIES = Registry('strategy', 'qvlkit.engine.strategies')
 # Turn a batch into a loss: one class for each training objective.

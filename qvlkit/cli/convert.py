@@ -31,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument('--dtype', choices=DTYPES, help='to-hf: kind of the written weights (default: as stored)')
     result.add_argument('--config-from', metavar='DIR',
                         help='to-hf of a training checkpoint: the folder whose config.json is carried on')
+    result.add_argument('--ema', action='store_true',
+                        help='to-hf of a training checkpoint: write the moving averages of the weights that trained')
     return result
 
 
@@ -42,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def convert(arguments: argparse.Namespace) -> None:
     """What the parsed arguments ask for. Imports torch, so that --help need not."""
-    if arguments.direction == 'from-hf' and (arguments.dtype or arguments.config_from):
-        raise ValueError('--dtype and --config-from belong to to-hf; from-hf keeps everything as it is')
+    if arguments.direction == 'from-hf' and (arguments.dtype or arguments.config_from or arguments.ema):
+        raise ValueError('--dtype, --config-from and --ema belong to to-hf; from-hf keeps everything as it is')
     import torch
 
     from qvlkit.convert.huggingface import from_hf, to_hf
@@ -53,7 +55,8 @@ def convert(arguments: argparse.Namespace) -> None:
     else:
         with_progress(arguments, lambda progress: to_hf(
             arguments.source, arguments.target, max_shard_size=arguments.max_shard_size, progress=progress,
-            dtype=getattr(torch, arguments.dtype) if arguments.dtype else None, config_from=arguments.config_from))
+            dtype=getattr(torch, arguments.dtype) if arguments.dtype else None, config_from=arguments.config_from,
+            ema=arguments.ema))
 
 
 def with_progress(arguments: argparse.Namespace, work: Callable[[Callable[[int, int], None]], None]) -> None:

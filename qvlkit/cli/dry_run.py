@@ -14,6 +14,7 @@ from torch import nn
 
 from qvlkit.data.processor import Processor
 from qvlkit.data.tokenizers import StandInTokenizer
+from qvlkit.engine.adapters import add_adapters
 from qvlkit.engine.optimizer import build_optimizer, trainable_table
 from qvlkit.engine.strategies.single import SingleDevice
 from qvlkit.models.builder import build_model
@@ -21,7 +22,7 @@ from qvlkit.planning.flops import batch_flops, format_flops
 from qvlkit.planning.memory import Memory, format_bytes, head_memory, model_memory
 from qvlkit.planning.parameters import count_parameters
 from qvlkit.planning.readiness import AbsentPath, absent_paths, vocabulary_rows
-from qvlkit.planning.rehearsal import Rehearsal, rehearse
+from qvlkit.planning.rehearsal import Rehearsal, from_meta, rehearse
 from qvlkit.planning.synthetic import KINDS, SyntheticSamples
 from qvlkit.registry import DATASETS, HOOKS, SCHEDULES, TRAINERS
 from qvlkit.structures import PackedBatch
@@ -72,24 +73,32 @@ class _StageRun:
         self.console.rule(f'stage {self.name}', align='left')
         tokenizer, dataset = self._inputs()
         rules = build_model(self.model_config, vocab_size=tokenizer.vocab_size, device='meta')
-        table = trainable_table(rules, self.stage.get('parts') or {}, self.stage['optimizer'],
+        lora = self.stage.get('lora')
+        adapted = self._adapted(tokenizer, lora)
+        table = trainable_table(adapted, self.stage.get('parts') or {}, self.stage['optimizer'],
                                 config_key=f'{self.key}.optimizer')
-        self._print_parameters(rules, table)
+        self._print_parameters(adapted, table)
         processor = build_processor(rules, tokenizer, self.stage.get('processor', self.config.get('processor', {})))
         row = self._row(dataset, processor, rules)
         self._print_row(row)
         loss: list[Any] = []
-        rehearsal = rehearse(lambda: build_model(self.model_config, vocab_size=tokenizer.vocab_size),
+        whole = self._adapted(tokenizer, lora and {**lora, 'quantize': None})  # no product is computed: no need of it
+        rehearsal = rehearse(lambda: from_meta(whole),
                              lambda model: self._trainer(model, loss).compute_loss, row,
                              compute_dtype=self.compute_dtype)
         _check_gradients(rehearsal, table)
         self._print_chain(rehearsal)
         trains = {line['part']: line['trainable'] for line in table}
         self._print_flops(rules, row, trains)
-        memory = model_memory(rules, trains)
+        memory = model_memory(adapted, trains)
         head = head_memory(num_targets=row.num_targets, vocab_size=rules.language_model.vocab_size,
                            chunk_rows=getattr(loss[0], 'chunk_rows', 0), compute_dtype=self.compute_dtype)
         self._print_memory(Memory(memory.weights, memory.gradients, memory.optimizer, rehearsal.activations, head))
+
+    def _adapted(self, tokenizer: Any, lora: dict | None) -> nn.Module:
+        """The stage's model on the meta device, with its adapters."""
+        return add_adapters(build_model(self.model_config, vocab_size=tokenizer.vocab_size, device='meta'), lora,
+                            f'{self.key}.lora')
 
     def _inputs(self) -> tuple[Any, Any]:
         """Tokenizer and dataset of the stage, or their stand-ins where their paths lead nowhere."""
@@ -152,11 +161,11 @@ class _StageRun:
         for line in table:
             trains = line['trainable']
             output.add_row(line['part'], type(getattr(model, line['part'])).__name__, f'{line["parameters"]:,}',
-                           'yes' if trains else 'no', f'{line["lr"]:g}' if trains else '-',
+                           _trains(line), _rates(line),
                            f'{line["weight_decay"]:g}' if trains else '-')
         output.add_section()
         output.add_row('total', '', f'{sum(count_parameters(model).values()):,}', '', '', '')
-        trained = sum(line['parameters'] for line in table if line['trainable'])
+        trained = sum(line['trained'] for line in table)
         output.add_row('that trains', '', f'{trained:,}', '', '', '')
         self.console.print(output)
 
@@ -201,9 +210,22 @@ def _check_gradients(rehearsal: Rehearsal, table: list[dict]) -> None:
     """Every part that trains received its gradients."""
     for line in table:
         reached = rehearsal.gradients.get(line['part'], 0)
-        if line['trainable'] and reached < line['parameters']:
-            raise ValueError(f'parts.{line["part"]}: the loss reaches {reached:,} of its {line["parameters"]:,} '
+        if reached < line['trained']:
+            raise ValueError(f'parts.{line["part"]}: the loss reaches {reached:,} of its {line["trained"]:,} '
                              'parameters that are to train')
+
+
+def _trains(line: dict) -> str:
+    if line['trained'] in (0, line['parameters']):
+        return 'yes' if line['trained'] else 'no'
+    return f'{line["trained"]:,}'
+
+
+def _rates(line: dict) -> str:
+    """Learning rate of a part, from its lowest layer to its highest where they differ."""
+    if not line['trainable']:
+        return '-'
+    return f'{line["lr"]:g}' if line['lr'] == line['min_lr'] else f'{line["min_lr"]:.3g} .. {line["lr"]:g}'
 
 
 def _table(*columns: str, right: tuple[int, ...] = ()) -> Table:

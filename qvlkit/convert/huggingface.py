@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from qvlkit.convert.adapted_files import open_weights
 from qvlkit.convert.config_mapping import FIELDS, SLOTS, updated_config, values_from_model
 from qvlkit.convert.folders import ModelFolder, carry, hugging_face_config, new_folder, open_folder, write_model
 from qvlkit.convert.key_mapping import (
@@ -62,7 +63,7 @@ def from_hf(source: str | Path, target: str | Path, *, max_shard_size: int | str
 
 
 def to_hf(source: str | Path, target: str | Path, *, config_from: str | Path | None = None,
-          dtype: torch.dtype | None = None, max_shard_size: int | str = '5GB',
+          dtype: torch.dtype | None = None, max_shard_size: int | str = '5GB', ema: bool = False,
           progress: Progress | None = None) -> None:
     """Converted folder, training checkpoint or stage folder -> Hugging Face folder.
 
@@ -70,6 +71,7 @@ def to_hf(source: str | Path, target: str | Path, *, config_from: str | Path | N
         config_from: Hugging Face or converted folder whose config.json and generation settings are carried on, for
             a training checkpoint; if absent, the one that the run's tokenizer came from.
         dtype: Of the written weights; as stored if absent.
+        ema: Of what trained in a stage with the key `ema`, write the moving averages.
 
     Raises:
         FileNotFoundError, ValueError: As `from_hf`; also for a part that Hugging Face's architecture lacks.
@@ -79,7 +81,7 @@ def to_hf(source: str | Path, target: str | Path, *, config_from: str | Path | N
         raise ValueError(f'{folder.path}: is a Hugging Face folder already')
     config_file = _config_file(config_from) if config_from is not None else folder.config_file
     with new_folder(target) as partial:
-        files = WeightFiles(folder.path)
+        files = open_weights(folder.path, ema=ema)
         values = values_from_model(folder.model, vocab_size=_rows(files))
         model = _on_meta(folder, files)
         names = match_names(files, model, folder)
@@ -117,14 +119,18 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, source: str | Path 
         _write_released(partial, values, tensors, model.geometry, config_file, max_shard_size, None)
 
 
-def load_weights(model: nn.Module, source: str | Path | ModelFolder, *, progress: Progress | None = None) -> None:
+def load_weights(model: nn.Module, source: str | Path | ModelFolder, *, ema: bool = False,
+                 progress: Progress | None = None) -> None:
     """Copy the weights of a folder into a built model, one tensor at a time; each takes the model's own dtype.
+
+    Args:
+        ema: Of what trained in a stage with the key `ema`, take the moving averages.
 
     Raises:
         FileNotFoundError, ValueError: As `from_hf`. Nothing was copied then.
     """
     folder = source if isinstance(source, ModelFolder) else open_folder(source)
-    files = WeightFiles(folder.path)
+    files = open_weights(folder.path, ema=ema)
     names = match_names(files, model, folder)
     state = model.state_dict()
     total, done = sum(tensor.nbytes for tensor in state.values()), 0

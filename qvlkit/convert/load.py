@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qvlkit.convert.adapted_files import open_weights
 from qvlkit.convert.folders import ModelFolder, open_folder
 from qvlkit.convert.huggingface import Progress, load_weights
 from qvlkit.convert.key_mapping import EMBEDDING, embedding_name, released_name
-from qvlkit.convert.weight_files import WeightFiles, read_json
+from qvlkit.convert.weight_files import read_json
 from qvlkit.models.builder import build_model
 from qvlkit.models.vlm import VLM
 
@@ -57,7 +58,7 @@ def load_model(folder: str | Path | ModelFolder, *, dtype: str | torch.dtype = '
         vocab_size: Tokens of the tokenizer, which the embedding must have rows for.
     """
     opened = folder if isinstance(folder, ModelFolder) else open_folder(folder)
-    files = WeightFiles(opened.path)
+    files = open_weights(opened.path)
     config = {**opened.model, 'attention': attention, **_normalisation(opened)}
     embedding = embedding_name(files.names())
     if embedding is None:

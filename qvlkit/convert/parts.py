@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from qvlkit.convert.adapted_files import open_weights
 from qvlkit.convert.config_mapping import MODEL_TYPE
 from qvlkit.convert.folders import CONFIG, MODEL, open_folder
 from qvlkit.convert.huggingface import refuse_misfit
@@ -98,7 +99,7 @@ def _open(module: nn.Module, part: str, path: Path) -> _Source:
     family = content.get('model_type')
     if family is None or family == MODEL_TYPE:
         folder = open_folder(path)  # says what is wrong with a folder of no known kind
-        files = WeightFiles(folder.path)
+        files = open_weights(folder.path)
         mapped = map_names(files.names())[0] if folder.kind == 'huggingface' else {name: name for name in files.names()}
         names = {name.removeprefix(f'{part}.'): stored for name, stored in mapped.items()
                  if name.startswith(f'{part}.')}

@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 
 FORMAT_VERSION = 1
 MANIFEST, STATE, LATEST = 'manifest.json', 'state.json', 'latest'
+EMA = 'ema.safetensors'  # the moving average of the weights that train, beside model.safetensors
 _NAME = re.compile(r'step_(\d+)(\.old)?')  # .old: displaced by a save of the same step, still good
 _log = logging.getLogger(__name__)
 

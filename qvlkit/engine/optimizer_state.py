@@ -16,7 +16,8 @@ def pack_optimizer(optimizer: torch.optim.Optimizer,
     """State of `optimizer` as (tensors by name, JSON-able table).
 
     Args:
-        optimizer: Any torch optimizer with one state for each parameter.
+        optimizer: Any torch optimizer with one state for each parameter. Entries that have not the parameter's shape
+            are named in its attribute `other_shapes`.
         named_parameters: `model.named_parameters()`.
 
     Raises:
@@ -54,11 +55,12 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, named_parameters: Iterabl
     _refuse([name for index, group in enumerate(groups) for name in group['parameters'] if ours[name] != index],
             'are in another parameter group than in the checkpoint')
     state = {parameter: dict(table['values'].get(name, {})) for name, parameter in by_name.items()}
+    other_shapes = getattr(optimizer, 'other_shapes', frozenset())
     wrong = []
     for full_name, tensor in tensors.items():
         key, _, name = full_name.partition('/')
         parameter = by_name.get(name)
-        if parameter is None or (tensor.dim() and tensor.shape != parameter.shape):
+        if parameter is None or (tensor.dim() and key not in other_shapes and tensor.shape != parameter.shape):
             wrong.append(f'{name} ({key}: {tuple(tensor.shape)})')
             continue
         group = optimizer.param_groups[ours[name]]

@@ -1,7 +1,7 @@
 """Memory of a training step on one device, by category. An estimate: it counts tensors, not an allocator's gaps.
 
-    weights       sum over parameters of numel * bytes (float32 in training: 4)
-    gradients     the same over the parameters that train
+    weights       sum over parameters and buffers of numel * bytes (float32 in training: 4; less where quantized)
+    gradients     the same over the parameters that train: of a part with adapters, these
     optimizer     twice the gradients: AdamW's two moments
     activations   the storages that autograd keeps between the forward and the backward pass of one row, each counted
                   once, parameters left out. Counted on the pass itself (`saved_activations`), so it holds for any part,
@@ -19,6 +19,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+
+from qvlkit.engine.adapters import is_adapter
 
 OPTIMIZER_STATES = 2  # tensors that AdamW keeps for each parameter that trains
 
@@ -48,11 +50,12 @@ def model_memory(model: nn.Module, trainable: Mapping[str, bool]) -> Memory:
         model: May be on the meta device, or fake.
         trainable: Part -> whether it trains; a part that is not named does.
     """
-    weights = gradients = 0
+    weights, gradients = sum(buffer.nbytes for buffer in model.buffers()), 0
+    adapted = {name.partition('.')[0] for name, _ in model.named_parameters() if is_adapter(name)}
     for name, parameter in model.named_parameters():
-        size = parameter.numel() * parameter.element_size()
+        part, size = name.partition('.')[0], parameter.numel() * parameter.element_size()
         weights += size
-        gradients += size * trainable.get(name.partition('.')[0], True)
+        gradients += size * (trainable.get(part, True) and (part not in adapted or is_adapter(name)))
     return Memory(weights, gradients, OPTIMIZER_STATES * gradients)
 
 

@@ -4,13 +4,15 @@ A part is a top-level child of the model: vision_encoder, merger, language_model
 """
 from torch import nn
 
+from qvlkit.engine.adapters import num_weights
+
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Part -> number of parameters, in the model's order; parts without parameters are left out."""
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         part = name.partition('.')[0]
-        counts[part] = counts.get(part, 0) + parameter.numel()
+        counts[part] = counts.get(part, 0) + num_weights(parameter)
     return counts
 
 

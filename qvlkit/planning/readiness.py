@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from qvlkit.engine.adapters import add_adapters
 from qvlkit.engine.optimizer import trainable_table
 from qvlkit.models.builder import stage_model
 from qvlkit.planning.memory import format_bytes, model_memory
@@ -95,6 +96,7 @@ def _too_large(config: dict, name: str, device_bytes: int, where: str) -> str | 
     if vocab_size is None:
         return None
     model = stage_model(config, stage, name=name, vocab_size=vocab_size, device='meta')
+    add_adapters(model, stage.get('lora'), f'stages.{name}.lora')
     table = trainable_table(model, stage.get('parts') or {}, stage['optimizer'], config_key=f'stages.{name}.optimizer')
     needed = model_memory(model, {row['part']: row['trainable'] for row in table}).total
     if needed <= device_bytes:

@@ -26,6 +26,17 @@ class Rehearsal:
     gradients: dict[str, int]
 
 
+def from_meta(model: nn.Module) -> nn.Module:
+    """A model on the meta device with its tensors on the CPU, unfilled; in place, and fake where everything is."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device='cpu')
+            setattr(module, name, nn.Parameter(empty, parameter.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device='cpu'))
+    return model
+
+
 def rehearse(build: Callable[[], nn.Module], prepare: Callable[[nn.Module], Callable], batch: PackedBatch, *,
              compute_dtype: torch.dtype) -> Rehearsal:
     """Forward and backward of one row.

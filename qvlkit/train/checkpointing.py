@@ -2,6 +2,7 @@
 
     model.safetensors       the model's state_dict
     optimizer.safetensors   the optimizer's tensors, by parameter name
+    ema.safetensors         the moving average of the weights that train, by parameter name, where the stage has one
     state.json              step, stage, schedule, the optimizer's hyper-parameters, and `trainer.state_dict()`
                             (data position, random generators)
     config.json             the resolved config, beside the processor's own files
@@ -9,16 +10,18 @@
 How it reaches the disk, and how it is verified, is engine/checkpoint.py.
 """
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from qvlkit.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from qvlkit.engine.checkpoint import EMA, Checkpoint, load_checkpoint, save_checkpoint
 from qvlkit.engine.optimizer_state import pack_optimizer, unpack_optimizer
 
 MODEL, OPTIMIZER, CONFIG = 'model.safetensors', 'optimizer.safetensors', 'config.json'
+_log = logging.getLogger(__name__)
 
 
 def save_training_state(trainer, *, keep: int | None = None,
@@ -38,8 +41,11 @@ def save_training_state(trainer, *, keep: int | None = None,
         if trainer.processor is not None:
             trainer.processor.save(folder)
 
+    files = {MODEL: trainer.model.state_dict(), OPTIMIZER: tensors}
+    if trainer.ema is not None:
+        files[EMA] = trainer.ema.tensors()
     return save_checkpoint(trainer.work_dir, trainer.step, keep=keep, state=state, write_more=write_more,
-                           tensors={MODEL: trainer.model.state_dict(), OPTIMIZER: tensors}, after_write=after_write)
+                           tensors=files, after_write=after_write)
 
 
 def load_training_state(trainer, path: str | Path, *, strict: bool = False) -> Checkpoint:
@@ -58,12 +64,30 @@ def load_training_state(trainer, path: str | Path, *, strict: bool = False) -> C
         raise ValueError(f'{checkpoint.path} is a checkpoint of stage {state.get("stage")!r}, cannot resume stage '
                          f'{trainer.stage!r} from it; to start from its weights, load them instead')
     weights = _fitting_weights(trainer.model, checkpoint)
+    averages = _averages(trainer, checkpoint)
     unpack_optimizer(trainer.optimizer, trainer.model.named_parameters(), checkpoint.tensors(OPTIMIZER),
                      state['optimizer'])
     trainer.model.load_state_dict(weights)
+    if trainer.ema is not None:
+        trainer.ema.load(averages)
     trainer.schedule.load_state_dict(state['schedule'])
     trainer.load_state_dict(state['trainer'])
     return checkpoint
+
+
+def _averages(trainer, checkpoint: Checkpoint) -> dict[str, torch.Tensor] | None:
+    """The moving average of the weights; ValueError where the run keeps one and the checkpoint has none."""
+    if trainer.ema is None:
+        if EMA in checkpoint.files:
+            _log.warning('%s holds a moving average of the weights, which this run does not go on with: '
+                         'stages.%s.ema is not set', checkpoint.path, trainer.stage)
+        return None
+    if EMA not in checkpoint.files:
+        raise ValueError(f'{checkpoint.path} holds no {EMA}, but stages.{trainer.stage}.ema asks for a moving average; '
+                         'an average cannot begin in the middle of a stage')
+    averages = checkpoint.tensors(EMA)
+    trainer.ema.check(averages)
+    return averages
 
 
 def _fitting_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

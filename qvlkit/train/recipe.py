@@ -17,7 +17,10 @@ from qvlkit.data.loader import PackedLoader
 from qvlkit.data.processor import Processor
 from qvlkit.data.tokenizers import HFTokenizer
 from qvlkit.data.transforms.chat_template import ChatTemplate
+from qvlkit.engine.adapters import add_adapters
 from qvlkit.engine.checkpoint import checkpoints
+from qvlkit.engine.ema import build_average
+from qvlkit.engine.freezing import Freezing, ever_trains, trainable_schedule
 from qvlkit.engine.optimizer import build_optimizer
 from qvlkit.engine.seed import seed_everything
 from qvlkit.engine.strategies.single import SingleDevice
@@ -146,8 +149,9 @@ def build_stage(config: dict, name: str, work_dir: Path, *, load_from: str | dic
     model = stage_model(config, stage, name=name, vocab_size=tokenizer.vocab_size, seed=seed)
     if load_from:
         load_first_weights(model, load_from if isinstance(load_from, dict) else {WHOLE: Path(load_from)})
-    model = strategy.prepare(model)
-    optimizer = build_optimizer(model, stage.get('parts', {}), stage['optimizer'], config_key=f'{key}.optimizer')
+    model = strategy.prepare(add_adapters(model, stage.get('lora'), f'{key}.lora'))
+    parts = stage.get('parts') or {}
+    optimizer = build_optimizer(model, parts, stage['optimizer'], config_key=f'{key}.optimizer')
     schedule = SCHEDULES.build(stage['schedule'], config_key=f'{key}.schedule', optimizer=optimizer,
                                max_steps=stage['max_steps'])
     hooks = [HOOKS.build(hook, config_key=f'{key}.hooks.{hook_name}')
@@ -156,7 +160,8 @@ def build_stage(config: dict, name: str, work_dir: Path, *, load_from: str | dic
         stage['trainer'], config_key=f'{key}.trainer', model=model, loader=loader, optimizer=optimizer,
         schedule=schedule, strategy=strategy, hooks=hooks, max_steps=stage['max_steps'],
         max_grad_norm=stage.get('max_grad_norm'), work_dir=work_dir, stage=name, config=redact(config),
-        processor=processor)
+        processor=processor, freezing=Freezing(model, parts, parts_key=f'{key}.parts'),
+        ema=build_average(model, stage.get('ema'), config_key=f'{key}.ema'))
 
 
 def build_tokenizer(config: dict, dataset: Any) -> Any:
@@ -176,7 +181,8 @@ def build_loader(dataset: Any, processor: Processor, model: nn.Module, stage: di
     trainer = TRAINERS.get(stage['trainer']['type'])
     join = partial(trainer.collate, plan=model.plan, geometry=model.geometry,
                    sources=tuple(source.name for source in as_mixture(dataset).sources))
-    trains = {part: (stage.get('parts') or {}).get(part, {}).get('trainable', True)
+    parts = stage.get('parts') or {}
+    trains = {part: ever_trains(trainable_schedule(parts.get(part, {}).get('trainable', True), f'parts.{part}'))
               for part in model.parts()}
     return PackedLoader(dataset, trainer.encoder(processor, stage['trainer']), join,
                         cost=trainer.sample_cost(model, trains), accumulation=stage.get('accumulation', 1),

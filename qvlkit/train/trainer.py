@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from qvlkit.data.collate import collate
+from qvlkit.engine.ema import WeightAverage
+from qvlkit.engine.freezing import Freezing
 from qvlkit.engine.seed import rng_state, set_rng_state
 from qvlkit.planning.flops import SampleCost
 from qvlkit.structures import Measure, PackedBatch
@@ -31,7 +33,7 @@ class Trainer(ABC):
         model: A VLM, placed by the strategy.
         loader: Iterating gives the rows of one step after another, until the data end; has state_dict and
             load_state_dict.
-        optimizer, schedule: From engine/optimizer.py.
+        optimizer, schedule: From engine/optimizer.py and engine/schedules.py.
         strategy: Where and how: engine/strategies/.
         hooks: Called at the points named in hooks/base.py, in order.
         max_steps: Steps of the stage.
@@ -40,6 +42,8 @@ class Trainer(ABC):
         stage: Its name.
         config: The resolved config, saved with each checkpoint.
         processor: Saved with each checkpoint, so that a checkpoint answers questions by itself.
+        freezing: Says at each step which parts train; None leaves everything as it is.
+        ema: Moving average of the weights, kept up and saved beside them.
 
     What a trainer needs of its data it says in class attributes: `collate` joins encoded samples to a batch,
     `encoder` makes of the processor what measures and encodes its samples, `sample_cost` is what they cost, and
@@ -49,11 +53,12 @@ class Trainer(ABC):
 
     def __init__(self, model: nn.Module, loader: Any, *, optimizer: torch.optim.Optimizer, schedule: Any, strategy: Any,
                  hooks: list[Hook], max_steps: int, max_grad_norm: float | None, work_dir: Path, stage: str,
-                 config: dict, processor: Any):
+                 config: dict, processor: Any, freezing: Freezing | None = None, ema: WeightAverage | None = None):
         self.model, self.loader, self.optimizer, self.schedule = model, loader, optimizer, schedule
         self.strategy, self.device = strategy, strategy.device
         self.hooks, self.max_steps, self.max_grad_norm = hooks, max_steps, max_grad_norm
         self.work_dir, self.stage, self.config, self.processor = Path(work_dir), stage, config, processor
+        self.freezing, self.ema = freezing, ema
         self.step = 0
         self.saved_step: int | None = None  # of the newest checkpoint that this run wrote or read
         self.num_tokens, self.seconds = 0, 0.0  # of all steps so far
@@ -127,6 +132,8 @@ class Trainer(ABC):
 
     def train_step(self, rows: list[PackedBatch]) -> dict[str, Any]:
         """One optimizer step over the rows; the numbers it returns may still be on the device."""
+        if self.freezing is not None:
+            self.freezing.apply(self.step)
         self.rows, rows = rows, [row.to(self.device, non_blocking=True) for row in rows]
         units = self.strategy.sum_over_ranks(
             torch.full((), sum(map(self.loss_units, rows)), device=self.device))
@@ -144,6 +151,8 @@ class Trainer(ABC):
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update()
         return dict(loss=self.strategy.sum_over_ranks(loss), grad_norm=grad_norm, lr=learning_rate,
                     num_tokens=sum(row.num_tokens for row in rows), num_targets=units, **self._noted_means())
 

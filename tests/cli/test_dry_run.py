@@ -108,3 +108,32 @@ def test_rows_too_short_for_the_stand_ins_are_named(tiny_text):
 def test_a_swapped_merger_changes_the_chain(tiny_text):
     text = rehearse(tiny_text, 'model.merger.type=AveragePoolMerger')
     assert 'AveragePoolMerger' in text
+
+
+@pytest.mark.parametrize('quantize', [None, 'int8'])
+def test_adapters_and_layer_decay_show_in_the_table(tiny_text, quantize):
+    config = json.loads(tiny_text.read_text())
+    config['run'] = ['sft']
+    config['stages']['sft']['lora'] = dict(parts=['language_model'], rank=2, quantize=quantize)
+    config['stages']['sft']['parts'] = dict(vision_encoder=dict(layer_decay=0.5, trainable=[[0, False], [3, True]]))
+    tiny_text.write_text(json.dumps(config))
+    text = rehearse(tiny_text)
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()
+             and line.split()[0] in ('vision_encoder', 'language_model') and ('yes' in line or ' .. ' in line
+                                                                              or 'Qwen2Decoder' in line)}
+    rate = config['stages']['sft']['optimizer']['lr']
+    assert lines['vision_encoder'][3:7] == ['yes', f'{rate * 0.5 ** 5:.3g}', '..', f'{rate * 0.5:g}']  # 4 blocks
+    model = config['model']['language_model']
+    width, feed = model['width'], model['feed_forward_width']
+    keys = width // model['num_heads'] * model['num_kv_heads']
+    adapters = 2 * model['depth'] * (2 * 2 * width + 2 * (width + keys) + 3 * (width + feed))
+    assert lines['language_model'][3] == f'{adapters:,}'
+    plain = rehearse_plain(config, tiny_text)
+    total = next(line for line in plain.splitlines() if line.startswith('language_model')).split()[2]
+    assert int(lines['language_model'][2].replace(',', '')) == int(total.replace(',', '')) + adapters
+
+
+def rehearse_plain(config: dict, path: Path) -> str:
+    del config['stages']['sft']['lora']
+    path.write_text(json.dumps(config))
+    return rehearse(path)

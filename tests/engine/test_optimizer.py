@@ -1,12 +1,10 @@
-"""Parameter groups cover each trained parameter once; schedules follow their formulas; bad numbers are named."""
-import math
-
+"""Parameter groups cover each trained parameter once, each at its own rate; bad numbers are named."""
 import pytest
 import torch
 from torch import nn
 
 from qvlkit.engine.optimizer import build_optimizer, trainable_table
-from qvlkit.registry import OPTIMIZERS, SCHEDULES
+from qvlkit.engine.optimizers import AdamW
 
 KEY = 'stages.sft.optimizer'
 
@@ -58,7 +56,8 @@ def test_table_says_what_is_trained_and_changes_nothing():
     rows = trainable_table(model, parts, CONFIG, config_key=KEY)
     by_part = {row['part']: row for row in rows}
     assert list(by_part) == ['temperature', 'vision_encoder', 'merger', 'language_model']
-    assert by_part['merger'] == {'part': 'merger', 'parameters': 25, 'trainable': True, 'lr': 0.5, 'weight_decay': 0.1}
+    assert by_part['merger'] == {'part': 'merger', 'parameters': 25, 'trained': 25, 'trainable': True, 'lr': 0.5,
+                                 'min_lr': 0.5, 'weight_decay': 0.1}
     assert by_part['vision_encoder']['lr'] is None and not by_part['vision_encoder']['trainable']
     assert sum(row['parameters'] for row in rows) == sum(p.numel() for p in model.parameters())
     assert all(p.requires_grad for p in model.parameters())
@@ -69,6 +68,11 @@ def test_table_says_what_is_trained_and_changes_nothing():
     ({'position_encoding': {}}, {}, 'stages.sft.parts.position_encoding'),
     ({'merger': {'trainabel': False}}, {}, r"stages.sft.parts.merger.trainabel: .*'trainable'"),
     ({'merger': {'trainable': 'no'}}, {}, "stages.sft.parts.merger.trainable: .*'no'"),
+    ({'merger': {'trainable': [[5, True]]}}, {}, 'stages.sft.parts.merger.trainable: .*rising steps from 0'),
+    ({'merger': {'trainable': [[0, True], [0, False]]}}, {}, 'stages.sft.parts.merger.trainable: .*rising'),
+    ({'merger': {'trainable': [[0, 1]]}}, {}, 'stages.sft.parts.merger.trainable: .*True or False'),
+    ({'merger': {'layer_decay': 0.9}}, {}, 'stages.sft.parts.merger.layer_decay: merger has no blocks'),
+    ({'merger': {'layer_decay': 1.1}}, {}, 'stages.sft.parts.merger.layer_decay: .*1.1'),
     ({'merger': {'lr': float('nan')}}, {}, 'stages.sft.parts.merger.lr: .*nan'),
     ({}, {'lr': float('nan')}, 'stages.sft.optimizer.lr: .*nan'),
     ({}, {'lr': -1.0}, 'stages.sft.optimizer.lr: .*-1.0'),
@@ -87,43 +91,50 @@ def test_a_missing_learning_rate_is_named():
         build_optimizer(tiny(), {}, {'type': 'AdamW'}, config_key=KEY)
 
 
-def rates(config: dict, max_steps: int, steps: int) -> list[float]:
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = OPTIMIZERS.build({'type': 'AdamW', 'lr': 2.0}, params=[parameter])
-    schedule = SCHEDULES.build(config, optimizer=optimizer, max_steps=max_steps)
-    seen = []
-    for _ in range(steps):
-        seen.append(optimizer.param_groups[0]['lr'])
-        optimizer.step()
-        schedule.step()
-    return seen
+def deep(depth: int = 3) -> nn.Module:
+    """A part with something before and after its blocks, and one without blocks."""
+    model = nn.Module()
+    model.vision_encoder = nn.ModuleDict({
+        'patch_embed': nn.Linear(6, 4), 'blocks': nn.ModuleList(nn.Linear(4, 4) for _ in range(depth)),
+        'norm': nn.LayerNorm(4)})
+    model.merger = nn.Linear(4, 5)
+    return model
 
 
-@pytest.mark.parametrize('final', [0.0, 0.1])
-@pytest.mark.parametrize('warmup, max_steps', [(0, 10), (3, 10), (1, 1), (10, 10)])
-def test_cosine_follows_its_formula(final, warmup, max_steps):
-    seen = rates({'type': 'WarmupCosine', 'warmup_steps': warmup, 'final_ratio': final}, max_steps, max_steps + 3)
-    for done, rate in enumerate(seen):
-        if done < warmup:
-            expected = 2 * (done + 1) / (warmup + 1)
-        elif done >= max_steps and max_steps > warmup:
-            expected = 2 * final
-        else:
-            share = min(1, (done - warmup) / max(1, max_steps - warmup))
-            expected = 2 * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share)))
-        assert rate == pytest.approx(expected, abs=1e-15)
-    assert all(rate > 0 for rate in seen[:max_steps])
+def test_layer_decay_gives_each_block_its_rate():
+    model, decay = deep(), 0.5
+    optimizer = build_optimizer(model, {'vision_encoder': {'layer_decay': decay}}, CONFIG, config_key=KEY)
+    rate = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
+    named = {name: rate[id(p)] for name, p in model.named_parameters()}
+    expected = {'vision_encoder.patch_embed': decay ** 4, 'vision_encoder.blocks.0': decay ** 3,
+                'vision_encoder.blocks.1': decay ** 2, 'vision_encoder.blocks.2': decay, 'vision_encoder.norm': 1,
+                'merger': 1}
+    assert {name.rpartition('.')[0]: lr for name, lr in named.items()} == pytest.approx(
+        {name: 1e-3 * factor for name, factor in expected.items()})
+    assert [(group['part'], group.get('layer'), group['weight_decay']) for group in optimizer.param_groups] == [
+        ('vision_encoder', layer, decay) for layer in range(4) for decay in (0.1, 0.0)] + [
+        ('vision_encoder', 4, 0.0), ('merger', None, 0.1), ('merger', None, 0.0)]
+    row = trainable_table(deep(), {'vision_encoder': {'layer_decay': decay}}, CONFIG, config_key=KEY)[0]
+    assert (row['min_lr'], row['lr']) == pytest.approx((1e-3 / 16, 1e-3))
 
 
-def test_constant_and_ratio():
-    assert rates({'type': 'WarmupConstant', 'warmup_ratio': 0.25}, 8, 5) == pytest.approx([2 / 3, 4 / 3, 2, 2, 2])
-    assert rates({'type': 'WarmupConstant'}, 8, 3) == [2, 2, 2]
-    assert rates({'type': 'WarmupCosine', 'warmup_ratio': 0.03}, 10, 2)[0] == 1.0  # rounded up to one step
+def test_layer_decay_of_one_changes_no_group():
+    groups = [build_optimizer(deep(), {'vision_encoder': setting}, CONFIG, config_key=KEY).param_groups
+              for setting in ({}, {'layer_decay': 1.0})]
+    assert len(groups[0]) == len(groups[1]) == 4
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'warmup_steps': 2, 'warmup_ratio': 0.1}, 'not both'), ({'warmup_steps': 11}, 'warmup_steps.*11'),
-    ({'warmup_ratio': 1.5}, 'warmup_ratio.*1.5'), ({'final_ratio': -1}, 'final_ratio.*-1')])
-def test_bad_schedules_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        rates({'type': 'WarmupCosine', **options}, 10, 1)
+def test_muon_takes_the_matrices_of_the_blocks_alone():
+    model = deep()
+    optimizer = build_optimizer(model, {}, CONFIG | {'type': 'Muon'}, config_key=KEY)
+    hidden = [p for group in optimizer.param_groups if group['hidden'] for p in group['params']]
+    assert [id(p) for p in hidden] == [id(block.weight) for block in model.vision_encoder['blocks']]
+    assert isinstance(build_optimizer(model, {}, CONFIG, config_key=KEY), AdamW)
+
+
+def test_a_part_that_trains_later_is_in_the_optimizer():
+    model, parts = deep(), {'merger': {'trainable': [[0, False], [5, True]]}}
+    optimizer = build_optimizer(model, parts, CONFIG, config_key=KEY)
+    assert 'merger' in {group['part'] for group in optimizer.param_groups}
+    assert {row['part']: row['trainable'] for row in trainable_table(model, parts, CONFIG, config_key=KEY)} == {
+        'vision_encoder': True, 'merger': True}

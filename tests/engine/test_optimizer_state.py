@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from qvlkit.engine.checkpoint import load_checkpoint, save_checkpoint
-from qvlkit.engine.optimizer import AdamW, WarmupCosine
 from qvlkit.engine.optimizer_state import pack_optimizer, unpack_optimizer
+from qvlkit.engine.optimizers import AdamW
+from qvlkit.engine.schedules import WarmupCosine
 
 
 def make(seed: int = 0, kind: str = 'adamw', width: int = 6, lr: float = 0.01):

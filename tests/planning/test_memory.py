@@ -1,6 +1,9 @@
+import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+from qvlkit.engine.adapters import add_adapters
+from qvlkit.engine.optimizer import build_optimizer
 from qvlkit.losses.cross_entropy import LinearCrossEntropy
 from qvlkit.planning.memory import format_bytes, head_memory, model_memory, saved_activations
 
@@ -66,3 +69,22 @@ def test_the_chunk_is_never_larger_than_the_targets():
 def test_units():
     assert [format_bytes(count) for count in (12, 1536, 3 * 2**30, 2**40, 2**51)] == [
         '12 B', '1.50 KiB', '3.00 GiB', '1.00 TiB', '2,048.00 TiB']
+
+
+@pytest.mark.parametrize('quantize', [None, 'int8', 'nf4'])
+def test_of_a_part_with_adapters_these_have_gradients_and_states(small, quantize):
+    if quantize == 'nf4':
+        pytest.importorskip('bitsandbytes')
+    config = dict(parts=['language_model'], rank=2, quantize=quantize)
+    model, planned = (add_adapters(small.build(**options), config) for options in (dict(seed=0), dict(device='meta')))
+    optimizer = build_optimizer(model, {'merger': {'trainable': False}}, {'type': 'AdamW', 'lr': 1e-3})
+    loss_of(model, small.row).backward()
+    optimizer.step()
+    memory = model_memory(planned, {'merger': False})
+    assert memory.weights == sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    assert memory.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    assert memory.optimizer == sum(state[key].nbytes for state in optimizer.state.values()
+                                   for key in ('exp_avg', 'exp_avg_sq'))
+    saved = {None: 0, 'int8': 3, 'nf4': 3.5}[quantize] * 2 * (2 * 192 * 192 + 2 * 192 * 64 + 3 * 192 * 512)
+    whole = model_memory(add_adapters(small.build(device='meta'), config | dict(quantize=None)), {}).weights
+    assert 0.85 * saved <= whole - memory.weights <= saved  # less the scales

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from qvlkit.engine.checkpoint import CorruptCheckpointError
-from qvlkit.engine.optimizer import WarmupCosine, build_optimizer
+from qvlkit.engine.optimizer import build_optimizer
+from qvlkit.engine.schedules import WarmupCosine
 from qvlkit.engine.seed import rng_state, seed_everything, set_rng_state
 from qvlkit.train.checkpointing import load_training_state, save_training_state
 from qvlkit.train.hooks.base import Hook
@@ -22,7 +23,7 @@ class SmallTrainer:
         self.model = nn.Sequential(nn.Linear(4, width), nn.Dropout(0.3), nn.LayerNorm(width), nn.Linear(width, 2))
         self.optimizer = build_optimizer(self.model, parts or {}, {'type': 'AdamW', 'lr': 0.01, 'weight_decay': 0.1})
         self.schedule = WarmupCosine(self.optimizer, max_steps=20, warmup_steps=4)
-        self.stage, self.work_dir, self.step, self.hooks = stage, work_dir, 0, []
+        self.stage, self.work_dir, self.step, self.hooks, self.ema = stage, work_dir, 0, [], None
         self.config = {'seed': seed, 'run': [stage]}
         self.processor = types.SimpleNamespace(
             save=lambda folder: (folder / 'preprocessor_config.json').write_text('{}'))

@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from qvlkit.cli import train as train_cli
 from qvlkit.data.collate import collate
 from qvlkit.engine.checkpoint import checkpoints
-from qvlkit.engine.optimizer import AdamW, WarmupConstant
+from qvlkit.engine.optimizers import AdamW
+from qvlkit.engine.schedules import WarmupConstant
 from qvlkit.models.builder import build_model
 from qvlkit.train.hooks.base import Hook
 from qvlkit.train.recipe import build_stage, run_recipe
