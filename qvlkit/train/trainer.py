@@ -204,11 +204,14 @@ class Trainer(ABC):
                 getattr(hook, point)(self)
 
     def save(self, keep: int | None = None) -> Path:
-        """Write a checkpoint of the present step; the newest `keep` stay. Every rank calls it, the main one writes."""
+        """Write a checkpoint of the present step; the newest `keep` stay. Every rank calls it, the main one writes.
+
+        Amid bad steps none is removed: the run may have to go back to one from before them.
+        """
         self.saved_step = self.step
         self.guard.settle(self)
         if self.strategy.is_main:
-            save_training_state(self, keep=keep)
+            save_training_state(self, keep=None if self.guard.streak else keep)
         else:
             self.call_hooks('before_save_checkpoint')  # as the main rank does before it writes
         self.strategy.barrier()
