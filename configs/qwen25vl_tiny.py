@@ -48,34 +48,44 @@ _optimizer = dict(type='AdamW', lr=1e-3, weight_decay=0.05, betas=[0.9, 0.95])
 _schedule = dict(type='WarmupCosine', warmup_ratio=0.05, final_ratio=0.02)
 
 stages = dict(
+    contrastive=dict(
+        trainer=dict(type='ContrastiveTrainer', loss=dict(type='InfoNCE')), max_steps=120, max_grad_norm=1.0,
+        towers=dict(text_tower=dict(type='TextTransformer', width=96, depth=2, num_heads=3),
+                    pooling=dict(type='AttentionPooling'), width=96),
+        data=_captions(['name', 'read', 'list'], 20000, 'train', 2),
+        loader=dict(row_length=1024, window=512, num_workers=1),
+        optimizer=_optimizer, schedule=_schedule,
+        hooks=_hooks(zero_shot=dict(type='ZeroShotHook', dataset=_captions(['name', 'read'], 240, 'held_out')))),
     visual=dict(
-        trainer=dict(type='PretrainTrainer'), max_steps=150, max_grad_norm=1.0,
-        parts=dict(language_model=dict(trainable=False)),
+        trainer=dict(type='PretrainTrainer'), max_steps=100, max_grad_norm=1.0,
+        init=dict(vision_encoder='contrastive'), parts=dict(language_model=dict(trainable=False)),
         data=_captions(['name', 'read', 'list'], 20000, 'train'),
         loader=dict(row_length=1024, window=256, num_workers=1),
         optimizer=_optimizer, schedule=_schedule,
         hooks=_hooks(held_out=dict(type='HeldOutLossHook', name='caption loss', other_pictures=True,
                                    dataset=_captions(['name', 'read', 'list'], 120, 'held_out')))),
     multimodal=dict(
-        trainer=dict(type='PretrainTrainer'), max_steps=450, max_grad_norm=1.0,
+        trainer=dict(type='PretrainTrainer'), max_steps=500, max_grad_norm=1.0,
         data=dict(type='Mixture', parts=dict(
             captions=dict(dataset=_captions(['name', 'read', 'list'], 20000, 'train', 1), weight=1.0),
             documents=dict(weight=6.0, dataset=dict(type='AsDocuments', dataset=dict(
                 type='PictureTasks', size=40000, tasks=_tasks, questions_per_picture=1))),
             questions=dict(weight=2.0, dataset=dict(type='PictureTasks', size=20000, tasks=['name'], seed=1)),
-            text=dict(weight=1.0, dataset=dict(type='LongTexts', size=20000, sentences=[3, 12])))),
+            text=dict(weight=4.0, dataset=dict(type='LongTexts', size=20000, sentences=[0, 8], pictures=0.3)))),
         loader=dict(row_length=1024, window=256, num_workers=1),
         optimizer=_optimizer, schedule=_schedule,
         hooks=_hooks(evaluation=_questions())),
     long_context=dict(
-        trainer=dict(type='PretrainTrainer'), max_steps=80, max_grad_norm=1.0,
+        trainer=dict(type='PretrainTrainer'), max_steps=170, max_grad_norm=1.0,
         data=dict(type='Mixture', parts=dict(
-            long=dict(weight=1.0, dataset=dict(type='LongTexts', size=20000, sentences=[180, 260], seed=1)),
-            text=dict(weight=2.0, dataset=dict(type='LongTexts', size=20000, sentences=[3, 60], seed=2)),
-            documents=dict(weight=3.0, dataset=dict(type='AsDocuments', dataset=dict(
+            long=dict(weight=1.0, dataset=dict(type='LongTexts', size=20000, sentences=[180, 260], seed=1,
+                                                   pictures=0.4)),
+            text=dict(weight=3.0, dataset=dict(type='LongTexts', size=20000, sentences=[0, 120], seed=2,
+                                                   pictures=0.4)),
+            documents=dict(weight=2.0, dataset=dict(type='AsDocuments', dataset=dict(
                 type='PictureTasks', size=40000, tasks=_tasks, questions_per_picture=1, seed=2))))),
         loader=dict(row_length=2048, window=64, num_workers=1),
-        optimizer=dict(_optimizer, lr=5e-4), schedule=_schedule,
+        optimizer=_optimizer, schedule=_schedule,
         hooks=_hooks(evaluation=dict(type='EvaluationHook', max_new_tokens=8, batch_size=8, dataset=dict(
             type='Mixture', parts=dict(
                 long=dict(dataset=dict(type='LongTexts', size=120, split='held_out', sentences=[180, 260])),
@@ -93,8 +103,17 @@ stages = dict(
                       weight=1.0))),
         loader=dict(row_length=1024, window=256, num_workers=1),
         optimizer=_optimizer, schedule=_schedule,
-        hooks=_hooks(evaluation=_questions())))
+        hooks=_hooks(evaluation=_questions())),
+    dpo=dict(
+        trainer=dict(type='DPOTrainer', loss=dict(type='DPOLoss', beta=0.1)), max_steps=40, max_grad_norm=1.0,
+        parts=dict(vision_encoder=dict(trainable=False)),
+        data=dict(type='PicturePairs', size=4000),
+        loader=dict(row_length=1024, window=256, num_workers=1),
+        optimizer=dict(_optimizer, lr=3e-4, weight_decay=0.0), schedule=_schedule,
+        hooks=_hooks(preference=dict(type='PreferenceHook', dataset=dict(
+            type='PicturePairs', size=200, split='held_out')))))
 
-run = ['visual', 'multimodal', 'long_context', 'sft']
+threads = 1
+run = ['contrastive', 'visual', 'multimodal', 'long_context', 'sft', 'dpo']
 seed = 0
 work_dir = 'work/qwen25vl_tiny'

@@ -404,6 +404,26 @@ class ImageTextBatch:
         return _pin(self)
 
 
+@dataclass(kw_only=True)
+class PreferenceBatch(PackedBatch):
+    """Preference pairs end to end; a pair is one row [prompt | chosen answer | rejected answer].
+
+    Both answers have the positions that follow the prompt. attention: three segments for each pair, prompt on prompt,
+    each answer on [prompt; itself]; so an answer does not see the other, and one pass of a decoder serves both.
+    target_rows, target_ids: of both answers; the last row of a prompt predicts the first token of each.
+    answer_of_target (S,) int64: 2 * pair + 0 for the chosen answer, + 1 for the rejected one.
+    answer_lengths (pairs, 2) int64: targets of the chosen and of the rejected answer.
+    content_keys: a name of each pair's content, for what is stored about it.
+    """
+    answer_of_target: torch.Tensor
+    answer_lengths: torch.Tensor
+    content_keys: tuple[str, ...]
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.content_keys)
+
+
 def _pin(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.pin_memory()

@@ -29,15 +29,13 @@ def collate(samples: Sequence[EncodedSample], *, plan: Callable[[Sequence[Grid]]
     """
     starts = [0, *accumulate(sample.length for sample in samples)][:-1]
     target_rows, target_ids, groups = [], [], []
-    source_numbers = {name: number for number, name in enumerate(sources)}
     for start, sample in zip(starts, samples):
         rows = sample.is_target[1:].nonzero().squeeze(1)  # the row before a target predicts it
         target_rows.append(rows + start)
         target_ids.append(sample.token_ids[1:][rows])
         if sources:
-            bucket = bisect_left(VISUAL_BUCKETS, sum(sample.token_counts))
-            groups.append(torch.full_like(rows, source_numbers[sample.source] * len(BUCKET_NAMES) + bucket))
-    image_patches, video_patches, vision_plan, visual_rows = _collate_media(samples, starts, plan, geometry)
+            groups.append(torch.full_like(rows, target_group(sample, sources)))
+    image_patches, video_patches, vision_plan, visual_rows = collate_media(samples, starts, plan, geometry)
     return PackedBatch(
         token_ids=torch.cat([sample.token_ids for sample in samples]),
         position_ids=torch.cat([sample.position_ids for sample in samples], dim=1),
@@ -48,9 +46,18 @@ def collate(samples: Sequence[EncodedSample], *, plan: Callable[[Sequence[Grid]]
         sample_ids=tuple(sample.id for sample in samples), sources=tuple(sample.source for sample in samples))
 
 
-def _collate_media(samples: Sequence[EncodedSample], starts: Sequence[int], plan: Callable, geometry: VisionGeometry
-                   ) -> tuple[torch.Tensor, torch.Tensor, VisionPlan, torch.Tensor]:
-    """Images of all samples, then videos: patches in the plan's order, the plan, and the row of each visual token."""
+def target_group(sample: EncodedSample, sources: Sequence[str]) -> int:
+    """The group of a sample's targets, by its source and its number of visual tokens."""
+    bucket = bisect_left(VISUAL_BUCKETS, sum(sample.token_counts))
+    return sources.index(sample.source) * len(BUCKET_NAMES) + bucket
+
+
+def collate_media(samples: Sequence[EncodedSample], starts: Sequence[int], plan: Callable, geometry: VisionGeometry
+                  ) -> tuple[torch.Tensor, torch.Tensor, VisionPlan, torch.Tensor]:
+    """Images of all samples, then videos: patches in the plan's order, the plan, and the row of each visual token.
+
+    Samples without any carry one smallest blank picture that has no row.
+    """
     patches: dict[str, list] = dict(image=[], video=[])
     grids: dict[str, list] = dict(image=[], video=[])
     rows: dict[str, list] = dict(image=[], video=[])

@@ -129,7 +129,8 @@ class PackedLoader:
             raise ValueError(f'loader.max_bad_share: expected 0 to 1, got {max_bad_share!r}')
         if len(dataset) == 0:
             raise ValueError('data: the dataset has no samples')
-        if not shuffle and isinstance(dataset, Mixture):
+        if not shuffle and isinstance(dataset, Mixture) and any(
+                source.order != 'sequential' for source in dataset.sources):
             raise ValueError("loader.shuffle: the data are a mixture; say order='sequential' of its parts instead")
         self.mixture = as_mixture(dataset, 'shuffle' if shuffle else 'sequential')
         self.processor = processor
@@ -152,6 +153,15 @@ class PackedLoader:
     def dataset(self) -> Mixture:
         """What is drawn from."""
         return self.mixture
+
+    def once(self) -> 'PackedLoader':
+        """Another loader of the same samples, each once and in order, in rows of the same length."""
+        parts = {source.name: dict(dataset=source.dataset, weight=len(source.dataset), order='sequential', epochs=1,
+                                   oversize=source.oversize, limits=source.limits) for source in self.mixture.sources}
+        return PackedLoader(Mixture(parts), self.processor, self.rows.collate, cost=self.cost,
+                            num_workers=self.num_workers, pin_memory=self.pin_memory, on_error=self.on_error,
+                            max_bad_share=self.max_bad_share, max_bad_in_a_row=self.max_bad_in_a_row,
+                            **{**self.settings, 'accumulation': 1})
 
     def planner(self) -> Planner:
         """A planner as it is before the first window."""

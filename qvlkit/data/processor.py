@@ -44,6 +44,7 @@ from qvlkit.structures import (
     SampleError,
     SampleSizes,
     TextSpan,
+    TokenizedText,
     Turn,
     VisionGeometry,
     VisionPlan,
@@ -126,20 +127,29 @@ class Processor:
         Raises:
             SampleError: A medium cannot be used, a box is wrong, or there is nothing to answer.
         """
-        sample = self.written(sample, epoch=epoch, generation_prompt=generation_prompt)
+        return self.encode_written(self.written(sample, epoch=epoch, generation_prompt=generation_prompt), epoch=epoch)
+
+    def encode_written(self, sample: Sample, *, epoch: int = 0) -> EncodedSample:
+        """What `written` gave -> EncodedSample; its media receive their patches. Errors as for `encode`."""
         sample = self._run({'cut_patches': self.cut_patches}, sample, epoch)
         media, tokens = sample.media(), sample.tokens
         counts = [self.num_tokens(medium.grid) for medium in media]
-        ids = self.position_ids(self._layout(tokens, media, counts))
-        if ids.shape[-1] != len(tokens.token_ids):
-            raise ValueError(f'{sample.id}: the position encoding gave {ids.shape[-1]} positions for '
-                             f'{len(tokens.token_ids)} tokens; the merger makes {counts} tokens of the grids '
-                             f'{[medium.grid for medium in media]}')
+        ids = self.positions(tokens, media, sample.id)
         return EncodedSample(
             id=sample.id, token_ids=torch.from_numpy(tokens.token_ids), is_target=torch.from_numpy(tokens.is_target),
             position_ids=ids, patches=[medium.patches for medium in media], grids=[medium.grid for medium in media],
             kinds=[medium.kind for medium in media], token_counts=counts,
             visual_rows=torch.from_numpy(tokens.visual_rows), source=sample.source, extra=sample.extra)
+
+    def positions(self, tokens: TokenizedText, media: Sequence[Media], sample_id: str) -> torch.Tensor:
+        """(A, T) position ids of a sample's tokens; its media, in reading order, have their grids."""
+        counts = [self.num_tokens(medium.grid) for medium in media]
+        ids = self.position_ids(self._layout(tokens, media, counts))
+        if ids.shape[-1] != len(tokens.token_ids):
+            raise ValueError(f'{sample_id}: the position encoding gave {ids.shape[-1]} positions for '
+                             f'{len(tokens.token_ids)} tokens; the merger makes {counts} tokens of the grids '
+                             f'{[medium.grid for medium in media]}')
+        return ids
 
     def placed(self, sample: Sample, *, epoch: int = 0, augment: bool = True) -> Sample:
         """A private copy whose pictures have their final size, grid and frames, and whose regions are still regions, in
@@ -241,7 +251,7 @@ class Processor:
             sample = step(sample, rng)
         return sample
 
-    def _layout(self, tokens: Any, media: list[Media], counts: list[int]) -> Layout:
+    def _layout(self, tokens: TokenizedText, media: Sequence[Media], counts: list[int]) -> Layout:
         """Spans of text and vision in token order."""
         layout: Layout = []
         row, first = 0, 0

@@ -41,9 +41,12 @@ class VLM(nn.Module):
         return VisionGeometry(encoder.patch_size, encoder.temporal_patch_size, self.merger.merge_size,
                               encoder.in_channels)
 
-    def forward(self, batch: PackedBatch, cache=None) -> torch.Tensor:
-        """Packed batch -> hidden states (T, E) after the final norm."""
-        visual_tokens = self.merger(self.encode(batch))
+    def forward(self, batch: PackedBatch, cache=None, features: torch.Tensor | None = None) -> torch.Tensor:
+        """Packed batch -> hidden states (T, E) after the final norm.
+
+        `features` (N, D) are what `encode` gave for these pictures before: no second pass then.
+        """
+        visual_tokens = self.merger(self.encode(batch) if features is None else features)
         embeddings = self.place(self.language_model.embed(batch.token_ids), visual_tokens, batch.visual_rows)
         rotary = self.position_encoding.rotary(batch.position_ids)
         return self.language_model(embeddings, rotary, batch.attention, cache)

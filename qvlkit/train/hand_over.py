@@ -32,7 +32,7 @@ def first_weights(config: dict, name: str, folder: Path, load_from: str | None =
         name: Of the stage.
         folder: The run's, in which each stage has a folder.
         load_from: Folder that takes the place of everything the config says.
-        running: The stages that are run now, in order: which one is before a stage that the config's `run` does not name.
+        running: The stages that are run now, in order: they say what comes before a stage that is not in `run`.
 
     Raises:
         ValueError: It starts from a stage that has not been run, or from a folder that is not there.

@@ -139,6 +139,7 @@ def build_stage(config: dict, name: str, work_dir: Path, *, load_from: str | dic
     seed_everything(seed)
     strategy = build_strategy(config)
     dataset = DATASETS.build(stage['data'], config_key=f'{key}.data')
+    dataset = TRAINERS.get(stage['trainer']['type']).prepare_dataset(dataset, stage, config_key=key)
     tokenizer = tokenizer or build_tokenizer(config['tokenizer'], dataset)
     model_config = stage.get('model', config['model'])
     # The data pipeline gets the rules of a model without weights: it travels to worker processes.

@@ -45,7 +45,8 @@ class Trainer(ABC):
         guard: What to do about steps that would harm the weights; default: train/guard.py's.
 
     What a trainer needs of its data it says in class attributes: `collate` joins encoded samples to a batch,
-    `encoder` makes of the processor what measures and encodes its samples, `sample_cost` is what they cost.
+    `encoder` makes of the processor what measures and encodes its samples, `sample_cost` is what they cost, and
+    `prepare_dataset` may say how often they are read.
     """
     collate: Callable[..., Any] = staticmethod(collate)
 
@@ -77,6 +78,17 @@ class Trainer(ABC):
             settings: The trainer's config.
         """
         return processor
+
+    @classmethod
+    def prepare_dataset(cls, dataset: Any, stage: dict, *, config_key: str) -> Any:
+        """The stage's dataset as this trainer reads it.
+
+        Args:
+            dataset: As the config's `data` builds it.
+            stage: The stage's config.
+            config_key: Its path in the whole config, for messages.
+        """
+        return dataset
 
     @classmethod
     def sample_cost(cls, model: nn.Module, trainable: Mapping[str, bool]) -> Callable[[Measure], float]:

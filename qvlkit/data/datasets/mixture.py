@@ -3,6 +3,7 @@
 A mixture may hold mixtures. As a dataset it is its parts laid end to end; which sample is drawn next is the sampler's
 work (data/sampler.py), from what stands here.
 """
+import copy
 import dataclasses
 import math
 from bisect import bisect_right
@@ -95,6 +96,15 @@ class Mixture:
             return points[max(0, place - 1)][1]
         (x0, y0), (x1, y1) = points[place - 1:place + 1]
         return y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)
+
+    def read_once(self) -> 'Mixture':
+        """The same mixture, in which a source that does not say how often it is read is read once."""
+        once = copy.copy(self)
+        once.parts = {key: part.read_once() if isinstance(part, Mixture) else
+                      dataclasses.replace(part, epochs=1.0 if part.epochs is None else part.epochs)
+                      for key, part in self.parts.items()}
+        once.sources = once._sources()
+        return once
 
     def _sources(self) -> list[Source]:
         found = []

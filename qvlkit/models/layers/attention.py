@@ -108,8 +108,11 @@ def _dense_run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, run: tuple[int
                for x, length in ((q, length_q), (k, length_k), (v, length_k)))
     mask = None
     if causal and length_q not in (1, length_k):  # a single query at the bottom right sees every key
-        from torch.nn.attention.bias import causal_lower_right
-        mask = causal_lower_right(length_q, length_k)
+        if q.device.type == 'cuda':
+            from torch.nn.attention.bias import causal_lower_right
+            mask = causal_lower_right(length_q, length_k)
+        else:  # what the bias would become here; it knows no fake tensors
+            mask = torch.ones(length_q, length_k, dtype=torch.bool, device=q.device).tril(length_k - length_q)
     output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and length_q == length_k,
                                             enable_gqa=q.shape[1] != k.shape[1])
     return output.transpose(1, 2).flatten(0, 1)
