@@ -65,6 +65,7 @@ class Trainer(ABC):
         self.metrics: dict[str, Any] = {}
         self.results: dict[str, dict] = {}  # held-out numbers of the stage, noted by hooks: see recipe_report.py
         self._noted: dict[str, torch.Tensor] = {}  # name -> (2,): sum and count of this step, on the device
+        self._names: list[str] = []  # what the steps before noted
         self.group_sums: torch.Tensor | None = None  # (groups, 2): loss and targets of each group, in this step
         self.rows: list[PackedBatch] = []  # of this step, as the loader gave them
         self.row_losses: list[torch.Tensor] = []  # what each adds to the step's loss, on the device
@@ -197,6 +198,9 @@ class Trainer(ABC):
         self._noted[name] = self._noted[name] + sums if name in self._noted else sums
 
     def _noted_means(self) -> dict[str, torch.Tensor]:
+        for name in self._names:  # a rank without a row has noted nothing
+            self._noted.setdefault(name, torch.zeros(2, dtype=torch.float64, device=self.device))
+        self._names = list(self._noted)
         if not self._noted:
             return {}
         sums = self.strategy.sum_over_ranks(torch.stack(list(self._noted.values())))

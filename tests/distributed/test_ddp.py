@@ -8,7 +8,13 @@ from qvlkit.engine.strategies.processes import build_strategy, processes
 
 # Trainer -> stage of the small config, and the overrides that make it this trainer's. The loader gives two ranks the
 # rows that one process accumulates.
-TRAINERS = {'SFTTrainer': ('sft', [])}
+TRAINERS = {
+    'SFTTrainer': ('sft', []),
+    'PretrainTrainer': ('visual', ['stages.visual.loader.row_length=256', 'stages.visual.loader.window=64']),
+    'ContrastiveTrainer': ('contrastive', ['stages.contrastive.loader.row_length=256',
+                                           'stages.contrastive.loader.window=64']),
+    'DPOTrainer': ('dpo', ['stages.dpo.loader.row_length=512', 'stages.dpo.loader.window=32']),
+}
 SAME = ('loss', 'grad_norm', 'lr', 'num_tokens', 'num_targets', 'flops')
 
 
@@ -27,7 +33,7 @@ def assert_same(one, two):
 @pytest.mark.parametrize('trainer', TRAINERS)
 def test_two_ranks_are_one_process_with_twice_the_rows(small, on_ranks, trainer, tmp_path):
     stage, overrides = TRAINERS[trainer]
-    config = small(*overrides, f'run=[{stage}]', f'stages.{stage}.max_steps=4')
+    config = small(*overrides, f'run=[{stage}]', f'stages.{stage}.max_steps=4', f'stages.{stage}.loader.num_workers=0')
     one, = on_ranks('train', 1, dict(config={**config, 'stages': with_rows(config, stage, 2)}, stage=stage))
     two = on_ranks('train', 2, dict(config={**config, 'stages': with_rows(config, stage, 1)}, stage=stage))
     assert len(one['steps']) == 4 and one['steps'][0]['loss'] != one['steps'][1]['loss']

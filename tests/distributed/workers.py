@@ -28,6 +28,9 @@ def trainer_of(arguments, folder):
     """In float64, on as many ranks as there are."""
     trainer = build_stage(arguments['config'], arguments['stage'], folder / arguments['stage'])
     trainer.model.to(torch.float64)
+    live = getattr(trainer, 'live', None)  # DPO's reference keeps copies of parts
+    for part in live.copies.values() if live is not None else ():
+        part.to(torch.float64)
     trainer.hooks = [Numbers()]
     return trainer
 
