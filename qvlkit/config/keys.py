@@ -7,7 +7,7 @@ from collections.abc import Collection
 TOP_LEVEL = ('model', 'tokenizer', 'processor', 'stages', 'run', 'seed', 'work_dir', 'precision', 'plugins',
              'threads', 'strategy')
 STAGE = ('trainer', 'data', 'loader', 'max_steps', 'accumulation', 'max_grad_norm', 'parts', 'optimizer', 'schedule',
-         'hooks', 'model', 'processor', 'init', 'towers', 'lora', 'ema')
+         'hooks', 'model', 'processor', 'init', 'towers', 'lora', 'ema', 'guard')
 MODEL = ('vision_encoder', 'merger', 'position_encoding', 'language_model', 'attention', 'image_mean',
          'image_std')
 LOADER = ('row_length', 'window', 'num_workers', 'shuffle', 'on_error', 'max_bad_share', 'max_bad_in_a_row')
@@ -19,6 +19,8 @@ PARTS = ('vision_encoder', 'merger', 'language_model', 'pooling', 'text_tower', 
 # Low-rank adapters of some parts, and the moving average of the weights.
 LORA = ('parts', 'rank', 'alpha', 'dropout', 'target_modules', 'quantize')
 EMA = ('decay',)
+# Which steps are not made: train/guard.py.
+GUARD = ('enabled', 'max_skips_in_a_row', 'spike_factor', 'spike_window', 'max_rollbacks')
 # A part of a mixture of datasets, and what it may set for its own samples.
 MIXTURE_PART = ('dataset', 'weight', 'order', 'epochs', 'exhausted', 'oversize', 'limits')
 LIMITS = ('min_pixels', 'max_pixels', 'video_min_pixels', 'video_max_pixels', 'video_total_pixels', 'fps', 'min_frames',
@@ -31,7 +33,7 @@ NAMED = ('hooks', 'metrics', 'datasets', 'benchmarks', 'transforms')
 REQUIRED = ('model', 'tokenizer', 'stages', 'run', 'work_dir')
 REQUIRED_OF_STAGE = ('trainer', 'data', 'loader', 'max_steps', 'optimizer', 'schedule')
 # Keys that may be null.
-NULLABLE = ('max_grad_norm', 'threads', 'init', 'lora', 'ema')
+NULLABLE = ('max_grad_norm', 'threads', 'init', 'lora', 'ema', 'guard', 'spike_factor')
 
 
 def known_keys(path: str) -> Collection[str] | None:
@@ -51,5 +53,5 @@ def known_keys(path: str) -> Collection[str] | None:
         return LIMITS
     if len(keys) == 1:
         return {'model': MODEL, 'processor': PROCESSOR, 'loader': LOADER, 'towers': TOWERS, 'init': PARTS,
-                'lora': LORA, 'ema': EMA}.get(keys[0])
+                'lora': LORA, 'ema': EMA, 'guard': GUARD}.get(keys[0])
     return None

@@ -105,9 +105,11 @@ class PackedLoader:
             and goes on.
         max_bad_share: With 'skip', stop when more than this share of the samples (and more than 10) are bad.
         max_bad_in_a_row: With 'skip', stop when so many of one source are bad and none between them is good.
-        quarantine: JSONL file for skipped samples.
+        quarantine: JSONL file for skipped samples. What planning shows, the first rank writes; what only shows when a
+            row is encoded, its own rank writes, the others into `quarantine.rank1.jsonl` and so on.
         pin_memory: Copy batches into page-locked memory, for a GPU.
-        rank, world_size: Which rows of each step are this process's own.
+        rank, world_size: Which rows of each step are this process's own. With several ranks a step of which no row can
+            be used here is an empty list, so that all ranks make the same steps.
     """
 
     def __init__(self, dataset: Any, processor: Any, collate: Callable, *,
@@ -138,6 +140,8 @@ class PackedLoader:
         self.cost, self.num_workers, self.pin_memory = cost, num_workers, pin_memory
         self.on_error, self.max_bad_share, self.max_bad_in_a_row = on_error, max_bad_share, max_bad_in_a_row
         self.quarantine = None if quarantine is None else Path(quarantine)
+        if quarantine is not None and rank:
+            self.quarantine = self.quarantine.with_suffix(f'.rank{rank}{self.quarantine.suffix}')
         self.errors: dict[str, int] = {}
         self.left_out = 0  # samples that were longer than a row, of sources that leave such out
         self._bad_ids: dict[str, None] = {}
@@ -203,7 +207,7 @@ class PackedLoader:
             window_ends = self._step == self._num_steps
             if window_ends:
                 self._start, self._step, self._key = self._end_state, 0, ''
-            if batches:
+            if batches or self.settings['world_size'] > 1:
                 yield batches
             batches, errors = [], []
             if window_ends and self._weights:
@@ -244,12 +248,15 @@ class PackedLoader:
         if not skip:
             self._seen += window.num_samples
             self.left_out += window.left_out
-            self._count(window.errors)
+            self._count(window.errors, every_rank=True)
         if not window.steps:  # only errors: nothing of it will be given out
             self._start, self._step, self._key = window.state, 0, ''
 
-    def _count(self, errors: list[SampleError]) -> None:
-        """Book bad samples, each once; raise where they are not to be skipped, or where they are too many."""
+    def _count(self, errors: list[SampleError], every_rank: bool = False) -> None:
+        """Book bad samples, each once; raise where they are not to be skipped, or where they are too many.
+
+        `every_rank` says that every rank meets these, so that one writes them down.
+        """
         for error in errors:
             if self.on_error == 'raise':
                 raise error
@@ -258,7 +265,8 @@ class PackedLoader:
             if error.sample_id not in self._bad_ids:
                 self._bad_ids[error.sample_id] = None
                 self.errors[error.kind] = self.errors.get(error.kind, 0) + 1
-                self._write_quarantine(error, source)
+                if not every_rank or self.settings['rank'] == 0:
+                    self._write_quarantine(error, source)
             if self._streaks[source] >= self.max_bad_in_a_row:
                 raise ValueError(f'data: {self._streaks[source]} samples of {source!r} in a row cannot be used '
                                  f'(loader.max_bad_in_a_row): {self.errors}; the last: {error}')

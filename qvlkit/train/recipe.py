@@ -23,12 +23,13 @@ from qvlkit.engine.ema import build_average
 from qvlkit.engine.freezing import Freezing, ever_trains, trainable_schedule
 from qvlkit.engine.optimizer import build_optimizer
 from qvlkit.engine.seed import seed_everything
-from qvlkit.engine.strategies.single import SingleDevice
+from qvlkit.engine.strategies.processes import build_strategy, processes
 from qvlkit.evaluation.recipe_report import report_stages
 from qvlkit.models.builder import build_model, stage_model
 from qvlkit.planning.readiness import absent_paths, check_ready
 from qvlkit.registry import DATASETS, HOOKS, SCHEDULES, TOKENIZERS, TRAINERS, constructor_keys
 from qvlkit.structures import SampleError, Turn
+from qvlkit.train.guard import build_guard
 from qvlkit.train.hand_over import WHOLE, describe, first_weights, load_first_weights
 from qvlkit.train.summary import changed_settings, read_summary, stage_settings, write_summary
 from qvlkit.train.trainer import Trainer
@@ -38,6 +39,7 @@ logger = logging.getLogger('qvlkit')
 SAMPLES_FOR_TOKENIZER = 2000  # a tokenizer that is trained on the run's own data reads about this many of its samples
 
 
+@processes()
 def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = False, load_from: str | None = None,
                work_dir: str | None = None) -> None:
     """Train the stages one after the other, each from the weights that the config says (train/hand_over.py).
@@ -56,8 +58,6 @@ def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = 
         ValueError: Something the run needs is absent or does not fit. Keys, paths and memory are asked before anything
             is read, built or written; the rest before any step.
     """
-    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
-        raise ValueError('torchrun: a run is one process on one device; start it without torchrun')
     stages = stages or list(config.get('run', []))
     check_complete(config, stages)
     folder = Path(work_dir or config['work_dir'])
@@ -71,25 +71,28 @@ def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = 
         raise FileNotFoundError(f'{load_from}: no such folder to load weights from')
     if config.get('threads'):
         torch.set_num_threads(config['threads'])
+    strategy = build_strategy(config)
     begun = any(checkpoints(folder / name) for name in stages)
     for name in waiting:
-        init = 'its own checkpoint'
-        if resume and (checkpoints(folder / name) or not begun):  # an error, where there is nothing to resume
-            trainer = build_stage(config, name, folder / name, tokenizer=run_tokenizer(config, stages, folder))
+        resumes = resume and (checkpoints(folder / name) or not begun)  # an error, where there is nothing to resume
+        sources = {} if resumes else first_weights(config, name, folder, load_from if name == stages[0] else None,
+                                                   stages)
+        trainer = build_stage(config, name, folder / name, load_from=sources,
+                              tokenizer=run_tokenizer(config, stages, folder, strategy))
+        if resumes:
             trainer.resume()
-        else:
-            sources = first_weights(config, name, folder, load_from if name == stages[0] else None, stages)
-            init = describe(sources)
-            trainer = build_stage(config, name, folder / name, load_from=sources,
-                                  tokenizer=run_tokenizer(config, stages, folder))
-        save_config(config, folder / 'config.json')
+        init = 'its own checkpoint' if resumes else describe(sources)
+        if strategy.is_main:
+            save_config(config, folder / 'config.json')
         logger.info('stage %s: %s; steps %d to %d, writing into %s', name, init, trainer.step + 1, trainer.max_steps,
                     trainer.work_dir)
         trainer.fit()
         if trainer.saved_step != trainer.step:  # what the next stage starts from
             trainer.save()
-        write_summary(trainer, init=init)
-    report_stages(folder, [*config.get('run', []), *stages])
+        if strategy.is_main:
+            write_summary(trainer, init=init)
+    if strategy.is_main:
+        report_stages(folder, [*config.get('run', []), *stages])
 
 
 def _is_finished(config: dict, name: str, folder: Path) -> bool:
@@ -104,17 +107,18 @@ def _is_finished(config: dict, name: str, folder: Path) -> bool:
     return True
 
 
-def run_tokenizer(config: dict, stages: list[str], folder: Path) -> Any:
+def run_tokenizer(config: dict, stages: list[str], folder: Path, strategy: Any) -> Any:
     """The one tokenizer of all stages. One that learns its vocabulary reads samples of every stage's data whose files
-    are there, once, and is kept in the run's folder."""
+    are there, once, and is kept in the run's folder, where the main rank puts it."""
     settings, kept = config['tokenizer'], folder / 'tokenizer'
     if 'texts' not in (constructor_keys(TOKENIZERS.get(settings.get('type'), config_key='tokenizer')) or ()):
         return TOKENIZERS.build(settings, config_key='tokenizer')
-    if not kept.is_dir():
+    if strategy.is_main and not kept.is_dir():
         names = [name for name in dict.fromkeys([*config.get('run', []), *stages]) if not absent_paths(config, [name])]
         datasets = [DATASETS.build(config['stages'][name]['data'], config_key=f'stages.{name}.data') for name in names]
         texts = chain.from_iterable(map(dataset_texts, datasets))
         TOKENIZERS.build(settings, config_key='tokenizer', texts=texts).save(kept)
+    strategy.barrier()
     return HFTokenizer(str(kept))
 
 
@@ -134,7 +138,7 @@ def build_stage(config: dict, name: str, work_dir: Path, *, load_from: str | dic
     stage, key = config['stages'][name], f'stages.{name}'
     seed = config.get('seed', 0)
     seed_everything(seed)
-    strategy = SingleDevice(config.get('precision', 'auto'))
+    strategy = build_strategy(config)
     dataset = DATASETS.build(stage['data'], config_key=f'{key}.data')
     dataset = TRAINERS.get(stage['trainer']['type']).prepare_dataset(dataset, stage, config_key=key)
     tokenizer = tokenizer or build_tokenizer(config['tokenizer'], dataset)
@@ -145,7 +149,8 @@ def build_stage(config: dict, name: str, work_dir: Path, *, load_from: str | dic
     if stage.get('towers'):
         rules = stage_model(config, stage, name=name, vocab_size=tokenizer.vocab_size, device='meta')
     loader = build_loader(dataset, processor, rules, stage, seed=seed, pin_memory=strategy.device.type == 'cuda',
-                          quarantine=work_dir / 'quarantine.jsonl')
+                          quarantine=work_dir / 'quarantine.jsonl', rank=strategy.rank,
+                          world_size=strategy.world_size)
     model = stage_model(config, stage, name=name, vocab_size=tokenizer.vocab_size, seed=seed)
     if load_from:
         load_first_weights(model, load_from if isinstance(load_from, dict) else {WHOLE: Path(load_from)})
@@ -161,7 +166,8 @@ def build_stage(config: dict, name: str, work_dir: Path, *, load_from: str | dic
         schedule=schedule, strategy=strategy, hooks=hooks, max_steps=stage['max_steps'],
         max_grad_norm=stage.get('max_grad_norm'), work_dir=work_dir, stage=name, config=redact(config),
         processor=processor, freezing=Freezing(model, parts, parts_key=f'{key}.parts'),
-        ema=build_average(model, stage.get('ema'), config_key=f'{key}.ema'))
+        ema=build_average(model, stage.get('ema'), config_key=f'{key}.ema'),
+        guard=build_guard(stage.get('guard', {}), f'{key}.guard'))
 
 
 def build_tokenizer(config: dict, dataset: Any) -> Any:

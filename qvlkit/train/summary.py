@@ -23,7 +23,7 @@ def write_summary(trainer, *, init: str) -> dict:
     """
     parameters = list(trainer.model.parameters())
     summary = dict(
-        stage=trainer.stage, trainer=type(trainer).__name__, steps=trainer.step, tokens=trainer.num_tokens,
+        stage=trainer.stage, trainer=type(trainer).__name__, steps=trainer.step, tokens=int(trainer.num_tokens),
         seconds=round(trainer.seconds, 2), trainable=sum(p.numel() for group in trainer.optimizer.param_groups
                                                          for p in group['params']),
         parameters=sum(p.numel() for p in parameters), loss=trainer.recent_loss(), init=init, results=trainer.results,

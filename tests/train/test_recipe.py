@@ -178,10 +178,11 @@ def test_a_resume_asks_only_for_what_is_left(small, tmp_path):
     run_recipe(config, stages=['sft', 'more'], work_dir=tmp_path / 'run', resume=True)
 
 
-def test_a_run_of_many_processes_is_refused(small, tmp_path, monkeypatch):
+def test_one_device_is_refused_where_many_processes_were_started(small, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'of-a-test')
-    with pytest.raises(ValueError, match='one process on one device'):
-        run_recipe(small(), work_dir=tmp_path / 'run')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ValueError, match='SingleDevice is one process'):
+        run_recipe(small('strategy.type=SingleDevice'), work_dir=tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 

@@ -27,6 +27,9 @@ class CheckpointHook(Hook):
         if trainer.step % self.interval == 0:
             self._save(trainer)
 
+    def after_rollback(self, trainer) -> None:
+        self._saved = trainer.step
+
     def after_train(self, trainer) -> None:
         if self.at_end:
             self._save(trainer)

@@ -24,6 +24,7 @@ class EvaluationHook(Hook):
         title: Of the report page.
         log: The JSONL log from which the loss curve is drawn, if it exists.
     """
+    main_only = True
 
     def __init__(self, dataset: Any, *, metrics: dict | None = None, max_new_tokens: int = 32, batch_size: int = 64,
                  title: str = 'What the model has learned', log: str = 'log.jsonl'):

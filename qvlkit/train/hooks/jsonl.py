@@ -19,6 +19,7 @@ class JSONLHook(Hook):
         interval: Steps between two writings.
         file: Name of the file.
     """
+    main_only = True
 
     def __init__(self, interval: int = 10, file: str = 'log.jsonl'):
         self.interval = check_interval(interval, 'JSONLHook')
@@ -41,6 +42,11 @@ class JSONLHook(Hook):
 
     def before_save_checkpoint(self, trainer) -> None:
         self._write()
+
+    def after_rollback(self, trainer) -> None:
+        self._waiting.clear()
+        if self._path.exists():
+            self._keep_rows_until(trainer.step)
 
     def after_train(self, trainer) -> None:
         self._write()

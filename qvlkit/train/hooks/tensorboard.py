@@ -13,6 +13,7 @@ class TensorBoardHook(Hook):
     Raises:
         ValueError: The package is missing.
     """
+    main_only = True
 
     def __init__(self, interval: int = 10):
         self.interval = check_interval(interval, 'TensorBoardHook')
@@ -29,8 +30,17 @@ class TensorBoardHook(Hook):
 
     def after_train_iter(self, trainer) -> None:
         if self.every(trainer, self.interval):
-            for name, value in read_metrics([trainer.metrics])[0].items():
-                self._writer.add_scalar(f'train/{name}', value, trainer.step)
+            self.add_scalars({f'train/{name}': value for name, value in read_metrics([trainer.metrics])[0].items()},
+                             trainer.step)
+
+    def add_scalars(self, values: dict[str, float], step: int) -> None:
+        """Points of other curves, by name."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def after_rollback(self, trainer) -> None:
+        self._writer.close()
+        self.before_train(trainer)
 
     def before_save_checkpoint(self, trainer) -> None:
         self._writer.flush()

@@ -18,6 +18,7 @@ class WandbHook(Hook):
     Raises:
         ValueError: The mode is unknown, or the package is missing.
     """
+    main_only = True
 
     def __init__(self, project: str = 'qvlkit', name: str | None = None, mode: str = 'offline', interval: int = 10):
         if mode not in MODES:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from qvlkit.engine.strategies.single import SingleDevice
+
 
 class CountingTrainer:
     """Calls hooks as the trainer does; the loss of step n is 10 / n, and each step has 100 tokens."""
@@ -12,6 +14,7 @@ class CountingTrainer:
     def __init__(self, work_dir: Path, hooks: list, max_steps: int = 10, step: int = 0):
         self.work_dir, self.hooks, self.max_steps, self.step = work_dir, hooks, max_steps, step
         self.stage, self.config, self.metrics, self.saved = 'sft', {'seed': 0}, {}, []
+        self.strategy, self.extra = SingleDevice(device='cpu'), {}
 
     def call(self, point: str) -> None:
         for hook in self.hooks:
@@ -29,7 +32,7 @@ class CountingTrainer:
             self.call('before_train_iter')
             self.step += 1
             self.metrics = {'loss': torch.tensor(10 / self.step), 'grad_norm': torch.tensor(1.5), 'lr': 0.25,
-                            'num_tokens': torch.tensor(100), 'num_targets': 40}
+                            'num_tokens': torch.tensor(100), 'num_targets': 40, **self.extra}
             self.call('after_train_iter')
             if self.step == stop_at:
                 return

@@ -2,6 +2,7 @@
 import io
 
 import pytest
+import torch
 from rich.console import Console
 
 from qvlkit.train.hooks.console import ConsoleHook
@@ -45,3 +46,18 @@ def test_the_bar_is_taken_down_where_training_breaks_off(make_trainer):
 def test_the_device_is_read_every_interval_only(make_trainer, transfers):
     make_trainer(ConsoleHook(interval=5, console=Console(file=io.StringIO()))).run()
     assert transfers.number == 2
+
+
+def test_use_of_the_device_skipped_steps_and_what_a_trainer_notes(make_trainer, clock, monkeypatch):
+    """200 TFLOP a step, 4 steps in 2 seconds: 400 TFLOP/s on all ranks."""
+    output = io.StringIO()
+    trainer = make_trainer(ConsoleHook(interval=4, console=Console(file=output, width=40)), max_steps=4)
+    trainer.extra = dict(flops=torch.tensor(2e14, dtype=torch.float64), skipped=torch.tensor(False), accuracy=0.75)
+    trainer.run()
+    assert 'accuracy 0.75  200 tokens/s  400.00 TFLOP/s  0:00:00 left' in output.getvalue()
+    assert 'skipped' not in output.getvalue() and 'MFU' not in output.getvalue()
+    monkeypatch.setattr('qvlkit.train.hooks.console.peak_flops', lambda device, dtype: 500e12)
+    trainer.step, trainer.extra['skipped'] = 0, torch.tensor(True)
+    trainer.strategy.world_size = 2
+    trainer.run()
+    assert '200 tokens/s  MFU 40.0%  4 skipped' in output.getvalue()
