@@ -216,7 +216,8 @@ def test_costs_follow_pictures_captions_and_what_trains(build_towers):
     text = model.text_tower.flops((5,))
     vision, pooling = model.vision_encoder.flops((1, 6, 8)), model.pooling.flops((1, 6, 8))
     assert cost() == 3 * (text + vision + pooling)
-    assert cost(vision_encoder=False) == 3 * text + vision + 2 * pooling
+    assert cost(vision_encoder=False) == 3 * text + vision + 3 * pooling
+    assert cost(pooling=False) == 3 * text + 3 * vision + 2 * pooling
     assert cost(vision_encoder=False, pooling=False, text_tower=False) == text + vision + pooling
     longer = dataclasses.replace(plain, length=plain.length + 3)
     assert cost(longer) - cost() == 3 * (model.text_tower.flops((8,)) - text)
