@@ -5,7 +5,7 @@ Command:   python tools/train.py configs/dpo_tiny.py --set stages.dpo.data.parts
            from a tiny model of the recipe: --load-from work/qwen25vl_tiny/sft
                (then also tokenizer.type=HFTokenizer tokenizer.path=work/qwen25vl_tiny/tokenizer)
 Hardware:  two CPU cores, 2 GiB of memory, about a minute. Downloads nothing.
-Expected:  work/dpo_tiny/dpo/log.jsonl begins with a loss of 0.69, log 2, and falls from there. Pairs are seen more than once.
+Expected:  work/dpo_tiny/dpo/log.jsonl begins with a loss of 0.69, log 2, and falls. Pairs are seen again.
 """
 _base_ = 'qwen25vl_tiny.py'
 

@@ -105,7 +105,7 @@ def stage_model(config: dict, stage: dict, *, name: str = '', **settings: Any) -
         settings: As for `build_model`, without config_key.
     """
     key = f'stages.{name}.' if name else ''
-    model, model_key = stage.get('model', config['model']), f'{key}model' if 'model' in stage else 'model'
+    model, model_key = (stage['model'], f'{key}model') if 'model' in stage else (config['model'], 'model')
     if not stage.get('towers'):
         return build_model(model, config_key=model_key, **settings)
     return build_two_towers(model, stage['towers'], config_key=f'{key}towers', model_key=model_key, **settings)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from qvlkit.data.collate import collate
-from qvlkit.models.builder import build_model
+from qvlkit.data.image_text import EncodedPair, collate_image_text
+from qvlkit.models.builder import build_model, build_two_towers
 from qvlkit.structures import EncodedSample, TextSpan, VisionSpan
 
 VOCABULARY, PATCH = 40, 4
@@ -24,6 +25,10 @@ SMALL = {
     'HFDecoder': dict(architecture='llama', width=32, depth=2, num_heads=4, num_kv_heads=2, feed_forward_width=48,
                       vocab_size=VOCABULARY),
 }
+SMALL_TOWERS = {
+    'MeanPooling': dict(), 'AttentionPooling': dict(num_heads=4),
+    'TextTransformer': dict(width=24, depth=2, num_heads=2, feed_forward_width=32), 'LanguageModelTower': dict(),
+}
 DEFAULTS = dict(vision_encoder='Qwen25ViT', merger='PatchMerger', position_encoding='AbsoluteTimeMRoPE',
                 language_model='Qwen2Decoder')
 
@@ -40,14 +45,48 @@ def model_config(merge_size=2, attention='sdpa', **types):
 def make_model(merge_size=2, attention='sdpa', dtype=torch.float32, device='cpu', **types):
     """The model of `model_config`, with weights under which no softmax is flat."""
     model = build_model(model_config(merge_size, attention, **types), dtype=dtype, device=device)
-    if device != 'meta':
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(noise * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else
-                                0.2 * noise + (0 if name.endswith('bias') else 1))
+    return model if device == 'meta' else draw_weights(model)
+
+
+def draw_weights(model):
+    """Weights under which no softmax is flat."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else
+                            0.2 * noise + (0 if name.endswith('bias') else 1))
     return model
+
+
+def make_towers(pooling='MeanPooling', text_tower='TextTransformer', dtype=torch.float64, merge_size=2, bias=None,
+                device='cpu', parts=None, **settings):
+    """Two towers of small parts; `settings` are the text tower's, `parts` name others of the model's parts by slot."""
+    towers = dict(pooling=dict(SMALL_TOWERS[pooling], type=pooling), width=16, bias=bias,
+                  text_tower=dict(SMALL_TOWERS[text_tower], type=text_tower, **settings))
+    model = build_two_towers(model_config(merge_size, **(parts or {})), towers, vocab_size=VOCABULARY, dtype=dtype,
+                             device=device)
+    return model if device == 'meta' else draw_weights(model)
+
+
+def make_pair(model, grid, length, seed=0):
+    """A picture of this grid (in patches) with random pixels, and `length` random tokens."""
+    random, geometry = np.random.default_rng(seed), model.geometry
+    values = geometry.in_channels * geometry.patch_size**2
+    return EncodedPair(f'pair-{seed}', torch.from_numpy(random.integers(0, VOCABULARY, length)),
+                       random.integers(0, 256, (int(np.prod(grid)), values), dtype=np.uint8), grid,
+                       int(np.prod(geometry.token_grid(grid))), 'drawn')
+
+
+def make_pairs(model):
+    """Pictures on both sides of a window's edge, and captions of several lengths."""
+    s = model.geometry.merge_size
+    grids = [(1, 2 * s, 3 * s), (1, s, s), (1, 3 * s, 5 * s), (1, 3 * s, 2 * s), (1, s, s)]
+    return [make_pair(model, grid, length, seed) for seed, (grid, length) in enumerate(zip(grids, (4, 1, 6, 4, 9)))]
+
+
+def join_pairs(model, pairs):
+    return collate_image_text(pairs, plan=model.vision_encoder.plan, geometry=model.geometry)
 
 
 def make_sample(model, items, seed=0):
@@ -104,3 +143,18 @@ def _make_batch():
 def small_settings():
     """Part name -> small constructor settings."""
     return SMALL
+
+
+@pytest.fixture(name='make_towers')
+def _make_towers():
+    return make_towers
+
+
+@pytest.fixture(name='make_pairs')
+def _make_pairs():
+    return make_pairs
+
+
+@pytest.fixture(name='join_pairs')
+def _join_pairs():
+    return join_pairs

@@ -36,7 +36,7 @@ class AttentionPooling(nn.Module):
         self.num_heads = num_heads
         self.norm = RMSNorm(vision_dim, norm_eps)
         self.query = nn.Embedding(1, vision_dim)  # (H, d) laid flat: near 0 at first, which is close to the mean
-        self.k_proj = nn.Linear(vision_dim, vision_dim)
+        self.k_proj = nn.Linear(vision_dim, vision_dim, bias=False)  # a softmax sees no bias
         self.v_proj = nn.Linear(vision_dim, vision_dim)
         self.proj = nn.Linear(vision_dim, embed_dim, bias=False)
 
