@@ -121,6 +121,8 @@ class DPOTrainer(Trainer):
         """Log-probabilities of whole answers (n, 2) under the reference; `features` (N, D) are the policy's."""
         if self.live is not None:
             return self.answer_sums(self.live.model, batch, self.live(batch, features))[1]
+        if self.loader is None:  # a rehearsal has no data, hence no store
+            return torch.zeros_like(batch.answer_lengths, dtype=torch.float32)
         if self.stored is None:
             raise ValueError(f'{self.reference_path}: the reference is stored when training begins, by fit()')
         return self.stored.sums(batch).to(self.device, non_blocking=True)

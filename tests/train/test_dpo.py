@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from qvlkit.cli import train as train_cli
+from qvlkit.config import save_config
 from qvlkit.data.collate import collate
 from qvlkit.engine.optimizer import AdamW, WarmupConstant
 from qvlkit.losses.preference import DPOLoss
@@ -156,18 +158,21 @@ def test_a_row_of_pairs_equals_two_plain_forwards(build_dpo, dtype, tolerance, c
 
 @pytest.mark.parametrize('attention', ['eager', 'sdpa'])
 def test_answers_do_not_see_each_other(build_dpo, attention):
-    """Another rejected answer, or a longer one, leaves the chosen one's numbers as they are, bit for bit."""
+    """Another rejected answer, or a longer one, leaves the chosen one's numbers as they are, bit for bit; and the other
+    way round."""
     trainer = build_dpo(dtype=torch.float32)
     trainer.model = build_model({**trainer.config['model'], 'attention': attention}, vocab_size=384, seed=1)
-    sample = trainer.loader.dataset[1]
-    found = []
-    for text in ('it is hard to say', 'it was hard to say', 'it is hard to say whether it is'):
-        sample.rejected[0].content[:] = [text]
-        batch = trainer.loader.rows.collate([trainer.loader.processor.encode(sample)])
-        with torch.no_grad():
-            found.append(trainer.answer_sums(trainer.model, batch, trainer.model(batch))[1][0])
-    for other in found[1:]:
-        assert torch.equal(found[0][0], other[0]) and not torch.equal(found[0][1], other[1])
+    for changed in (0, 1):
+        found = []
+        for text in ('it is hard to say', 'it was hard to say', 'it is hard to say whether it is'):
+            sample = trainer.loader.dataset[1]
+            (sample.turns[-1], sample.rejected[0])[changed].content[:] = [text]
+            batch = trainer.loader.rows.collate([trainer.loader.processor.encode(sample)])
+            with torch.no_grad():
+                found.append(trainer.answer_sums(trainer.model, batch, trainer.model(batch))[1][0])
+        for other in found[1:]:
+            assert torch.equal(found[0][1 - changed], other[1 - changed])
+            assert not torch.equal(found[0][changed], other[changed])
 
 
 def count_calls(module, calls):
@@ -436,6 +441,20 @@ def test_a_step_asks_the_device_for_nothing(build_dpo, reference):
         trainer.schedule = WarmupConstant(trainer.optimizer, max_steps=8)
         metrics = trainer.train_step(rows)
     assert {'loss', 'reward_margin', 'kl'} <= set(metrics)
+
+
+@pytest.mark.parametrize('reference', ['live', 'stored'])
+def test_a_dry_run_rehearses_a_row_of_pairs(dpo_config, tmp_path, capsys, reference):
+    save_config(dpo_config(dict(reference=reference)), tmp_path / 'dpo.json')
+    assert train_cli.main([str(tmp_path / 'dpo.json'), '--dry-run', '--work-dir', str(tmp_path / 'run')]) == 0
+    assert 'stage dpo' in capsys.readouterr().out
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_store_that_is_not_open_is_no_reference(build_dpo):
+    trainer = build_dpo(dict(reference='stored'))
+    with pytest.raises(ValueError, match='the reference is stored when training begins'):
+        trainer.train_step([batch_of(trainer, [0])])
 
 
 def with_adapters(trainer, zero=True):
