@@ -140,7 +140,7 @@ HOSTILE = {
     'deep.json': ('{"a":' * 100_000, ['deep.json']),
     'unknown.py': ('sede = 0\n', ['sede', "did you mean 'seed'"]),
     'unread.yaml': ('evaluation: {metrics: {}}\n', ['evaluation', 'unknown key']),
-    'unread_stage_key.yaml': ('stages: {sft: {init: null}}\n', ['stages.sft.init', 'unknown key']),
+    'unread_stage_key.yaml': ('stages: {sft: {begin: null}}\n', ['stages.sft.begin', 'unknown key']),
     'unknown_stage_key.yaml': ('stages: {sft: {max_step: 3}}\n', ['stages.sft.max_step', "did you mean 'max_steps'"]),
     'unknown_argument.py': ("model = dict(merger=dict(type='NarrowMerger', hiden=3))\n",
                             ['model.merger.hiden', "did you mean 'hidden'"]),
