@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from qvlkit.data.image_text import collate_image_text
 from qvlkit.planning.flops import PairCost
 from qvlkit.structures import Measure, SampleError
-from qvlkit.train.recipe import build_stage
+from qvlkit.train.recipe import build_stage, run_recipe
 
 TEXT = 'stages.sft.towers.text_tower={"type":"TextTransformer","width":32,"depth":1,"num_heads":2}'
 TOWERS = ['stages.sft.trainer={"type":"ContrastiveTrainer"}', TEXT, 'stages.sft.towers.width=24',
@@ -81,10 +82,9 @@ def test_rows_that_do_not_see_each_other_are_another_step(build_towers):
 
 
 class OneOfRanks:
-    """Strategy of one rank among several in one process: the others' rows are embedded by the same model.
+    """Strategy of one rank among several, in one process: what the others gather is given.
 
-    A real gather lets gradients reach the ranks that the rows came from; here they reach the shared model directly, so
-    the gradients of all ranks are added up by running every rank.
+    Gradients do not reach the others here: tests/losses holds those, and the test of the gather below.
     """
     world_size, is_main, rank = 2, True, 0
 
@@ -103,7 +103,7 @@ class OneOfRanks:
 @every_loss
 @pytest.mark.parametrize('cuts', [[[], []], [[2], []], [[1, 3], [2, 5]]], ids=str)
 def test_uneven_ranks_are_one_process(build_towers, overrides, cuts):
-    """Rank 0 holds 4 pairs, rank 1 seven; each has rows of its own. Values, and the gradients of the embeddings."""
+    """Rank 0 holds 4 pairs, rank 1 seven; each has rows of its own."""
     whole = build_towers(*overrides, dtype=torch.float64)
     expected, _ = loss_and_gradients(whole, rows_of(whole, []))
     trainer = build_towers(*overrides, dtype=torch.float64)
@@ -114,11 +114,10 @@ def test_uneven_ranks_are_one_process(build_towers, overrides, cuts):
 
     with torch.no_grad():
         sides = trainer.model(join(samples))
-    sides = [side.requires_grad_() for side in sides]
     total, accuracy = 0.0, 0.0
     trainer.model.eval()
     for first, own, cut in ((0, samples[:4], cuts[0]), (4, samples[4:], cuts[1])):
-        trainer.strategy = OneOfRanks(trainer.device, [side.detach() for side in sides], first)
+        trainer.strategy = OneOfRanks(trainer.device, sides, first)
         rows = [join(own[a:b]) for a, b in itertools.pairwise([0, *cut, len(own)])]
         trainer._noted = {}
         trainer.prepare_step(rows)
@@ -253,14 +252,22 @@ def test_a_checkpoint_resumes_bit_for_bit_and_hands_over_its_encoder(build_tower
         assert torch.equal(value, stopped.model.vision_encoder.state_dict()[name]), name
 
 
+def test_a_recipe_runs_the_stage(small, tmp_path):
+    """From the checks before a run to the summary after it; a part that only two towers have is named in `parts`."""
+    run_recipe(small(*TOWERS, 'stages.sft.max_steps=2', 'stages.sft.parts.text_tower.lr=0.001'), work_dir=tmp_path)
+    summary = json.loads((tmp_path / 'sft' / 'summary.json').read_text())
+    assert (summary['trainer'], summary['steps']) == ('ContrastiveTrainer', 2)
+
+
 def test_training_finds_the_captions_of_new_pictures(build_towers):
-    """24 names of drawn shapes: held-out accuracy far above chance, within seconds; untrained it is near chance."""
-    held_out = {'type': 'PictureTasks', 'size': 96, 'split': 'held_out', 'tasks': ['name'],
+    """24 names of drawn shapes: after seconds the right one is found far more often than by chance."""
+    held_out = {'type': 'PictureTasks', 'size': 72, 'split': 'held_out', 'tasks': ['name'],
                 'picture_sizes': [[84, 84]]}
-    trainer = build_towers('stages.sft.data.size=2000', 'stages.sft.max_steps=60', 'stages.sft.optimizer.lr=0.003',
-                           'stages.sft.loader.row_length=512', 'stages.sft.loader.window=400',
+    trainer = build_towers('stages.sft.data.size=1500', 'stages.sft.max_steps=40', 'stages.sft.optimizer.lr=0.006',
+                           'stages.sft.loader.row_length=256', 'stages.sft.loader.window=200',
+                           'stages.sft.schedule.warmup_ratio=0.1',
                            f'stages.sft.hooks={{"zero_shot":{{"type":"ZeroShotHook","dataset":{held_out!r}}}}}')
     trainer.fit()
-    result = trainer.results['zero-shot accuracy']
-    assert result['chance'] < 0.15 and result['before'] < 0.25 and result['after'] > 0.35, result
-    assert trainer.results['retrieval recall@1']['after'] > 0.35
+    accuracy, recall = (trainer.results[name] for name in ('zero-shot accuracy', 'retrieval recall@1'))
+    assert accuracy['chance'] == pytest.approx(0.125) and recall['chance'] < 0.05
+    assert max(accuracy['before'], recall['before']) < 0.16 < 0.25 < min(accuracy['after'], recall['after'])
