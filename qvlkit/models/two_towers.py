@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qvlkit.models.vlm import IMAGE_MEAN, IMAGE_STD, VLM
-from qvlkit.structures import ImageTextBatch, VisionGeometry
+from qvlkit.structures import Grid, ImageTextBatch, VisionGeometry, VisionPlan
 
 LARGEST_SCALE = 100.0  # of similarities: beyond it training is not stable (arXiv 2103.00020, section 2.5)
 
@@ -65,6 +65,10 @@ class TwoTowers(nn.Module):
         self.temperature = temperature
         self.merge_size = merge_size
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+
+    def plan(self, grids: Sequence[Grid]) -> VisionPlan:
+        """Orders, positions and attention plans of the vision encoder for these grids, as of a VLM."""
+        return self.vision_encoder.plan(grids)
 
     @property
     def geometry(self) -> VisionGeometry:

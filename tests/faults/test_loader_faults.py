@@ -55,8 +55,8 @@ def make_loader(dataset, workers=0, transforms=None, accumulation=2, **settings)
     processor = build_processor(model, StandInTokenizer(400), dict(max_pixels=200 * 200, min_pixels=56 * 56,
                                                                    transforms=transforms or {}), seed=5)
     settings = dict(row_length=500, window=40) | settings
-    return build_loader(dataset, processor, model, dict(loader=dict(settings, num_workers=workers),
-                                                        accumulation=accumulation), seed=5)
+    stage = dict(trainer=dict(type='SFTTrainer'), loader=dict(settings, num_workers=workers), accumulation=accumulation)
+    return build_loader(dataset, processor, model, stage, seed=5)
 
 
 def mixed_loader(folder, workers):
