@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from qvlkit.cli import train as train_cli
 from qvlkit.config import save_config
 from qvlkit.data.collate import collate
-from qvlkit.engine.optimizer import AdamW, WarmupConstant
+from qvlkit.engine.optimizers import AdamW
+from qvlkit.engine.schedules import WarmupConstant
 from qvlkit.losses.preference import DPOLoss
 from qvlkit.models.builder import build_model
 from qvlkit.train.hooks.base import Hook
