@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from qvlkit.config import load_config
 from qvlkit.registry import DATASETS
 from qvlkit.train.hooks.base import Hook
 from qvlkit.train.recipe import build_stage, build_tokenizer
@@ -49,7 +50,6 @@ ALL += [case(stage, [frozen], more=LATER) for stage, parts in PARTS.items() for 
 
 @pytest.fixture(scope='module')
 def tokenizer(small_file):
-    from qvlkit.config import load_config
     config = load_config(small_file, [])
     return build_tokenizer(config['tokenizer'], DATASETS.build(config['stages']['sft']['data'], config_key='data'))
 
