@@ -182,7 +182,7 @@ def plugin_config(tmp_path_factory):
     ('sft', ['trainer.type=ZLossTrainer']),
     ('dpo', ['trainer.loss.type=SquaredHingeLoss'])])
 def test_the_plugin_examples_train(plugin_config, tmp_path, stage, overrides):
-    """A step of a stage with the page's parts in it, for which the data pipeline asks the merger where its tokens go."""
+    """A step of a stage with the page's parts in it, fed by the real data pipeline."""
     overrides = [*overrides, 'loader.num_workers=0', 'loader.window=8', 'loader.row_length=512']
     config = load_config(plugin_config, [f'stages.{stage}.{override}' for override in overrides] +
                          ['tokenizer.type=StandInTokenizer'])
