@@ -28,7 +28,7 @@ from qvlkit.convert.key_mapping import our_name
 from qvlkit.data.preference import PreferenceProcessor, collate_pairs
 from qvlkit.data.processor import Processor
 from qvlkit.data.tokenizers import StandInTokenizer
-from qvlkit.engine.optimizer import AdamW
+from qvlkit.engine.optimizers import AdamW
 from qvlkit.losses.log_probabilities import linear_log_probabilities
 from qvlkit.losses.preference import DPOLoss
 from qvlkit.models.builder import build_model

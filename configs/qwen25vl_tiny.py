@@ -49,7 +49,7 @@ _schedule = dict(type='WarmupCosine', warmup_ratio=0.05, final_ratio=0.02)
 
 stages = dict(
     contrastive=dict(
-        trainer=dict(type='ContrastiveTrainer', loss=dict(type='InfoNCE')), max_steps=120, max_grad_norm=1.0,
+        trainer=dict(type='ContrastiveTrainer', loss=dict(type='InfoNCE')), max_steps=160, max_grad_norm=1.0,
         towers=dict(text_tower=dict(type='TextTransformer', width=96, depth=2, num_heads=3),
                     pooling=dict(type='AttentionPooling'), width=96),
         data=_captions(['name', 'read', 'list'], 20000, 'train', 2),
@@ -57,7 +57,7 @@ stages = dict(
         optimizer=_optimizer, schedule=_schedule,
         hooks=_hooks(zero_shot=dict(type='ZeroShotHook', dataset=_captions(['name', 'read'], 240, 'held_out')))),
     visual=dict(
-        trainer=dict(type='PretrainTrainer'), max_steps=100, max_grad_norm=1.0,
+        trainer=dict(type='PretrainTrainer'), max_steps=150, max_grad_norm=1.0,
         init=dict(vision_encoder='contrastive'), parts=dict(language_model=dict(trainable=False)),
         data=_captions(['name', 'read', 'list'], 20000, 'train'),
         loader=dict(row_length=1024, window=256, num_workers=1),
@@ -65,7 +65,7 @@ stages = dict(
         hooks=_hooks(held_out=dict(type='HeldOutLossHook', name='caption loss', other_pictures=True,
                                    dataset=_captions(['name', 'read', 'list'], 120, 'held_out')))),
     multimodal=dict(
-        trainer=dict(type='PretrainTrainer'), max_steps=500, max_grad_norm=1.0,
+        trainer=dict(type='PretrainTrainer'), max_steps=700, max_grad_norm=1.0,
         data=dict(type='Mixture', parts=dict(
             captions=dict(dataset=_captions(['name', 'read', 'list'], 20000, 'train', 1), weight=1.0),
             documents=dict(weight=6.0, dataset=dict(type='AsDocuments', dataset=dict(
@@ -76,7 +76,7 @@ stages = dict(
         optimizer=_optimizer, schedule=_schedule,
         hooks=_hooks(evaluation=_questions())),
     long_context=dict(
-        trainer=dict(type='PretrainTrainer'), max_steps=170, max_grad_norm=1.0,
+        trainer=dict(type='PretrainTrainer'), max_steps=200, max_grad_norm=1.0,
         data=dict(type='Mixture', parts=dict(
             long=dict(weight=1.0, dataset=dict(type='LongTexts', size=20000, sentences=[180, 260], seed=1,
                                                    pictures=0.4)),
@@ -92,7 +92,7 @@ stages = dict(
                 removed=dict(dataset=dict(type='LongTexts', size=120, split='held_out', sentences=[180, 260],
                                           evidence=False))))))),
     sft=dict(
-        trainer=dict(type='SFTTrainer'), max_steps=250, max_grad_norm=1.0,
+        trainer=dict(type='SFTTrainer'), max_steps=300, max_grad_norm=1.0,
         parts=dict(vision_encoder=dict(trainable=False)),
         data=dict(type='Mixture', parts=dict(
             picture_tasks=dict(dataset=dict(type='PictureTasks', size=40000, questions_per_picture=1, seed=3),

@@ -15,6 +15,7 @@ from torch import nn
 
 from qvlkit.data.datasets.mixture import as_mixture
 from qvlkit.data.preference import PreferenceProcessor, collate_pairs
+from qvlkit.engine.adapters import adapters_disabled, has_adapters
 from qvlkit.losses.log_probabilities import linear_log_probabilities
 from qvlkit.registry import LOSSES, TRAINERS, near_names
 from qvlkit.structures import PreferenceBatch
@@ -22,10 +23,8 @@ from qvlkit.train.reference import (
     START_WEIGHTS,
     LiveReference,
     StoredReference,
-    adapters_off,
     outputs_of,
     store_header,
-    trained_adapters,
     weights_hash,
 )
 from qvlkit.train.trainer import Trainer
@@ -193,11 +192,10 @@ class DPOTrainer(Trainer):
     @torch.no_grad()
     def start_sums(self, batch: PreferenceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, 2) under the reference and under the policy, before the first step, when one model is both but for
-        adapters that train."""
-        adapters = trained_adapters(self.model)
-        with adapters_off(adapters):
+        its adapters."""
+        with adapters_disabled(self.model):
             reference = self.policy_sums(batch)
-        return reference, self.policy_sums(batch) if adapters else reference
+        return reference, self.policy_sums(batch) if has_adapters(self.model) else reference
 
     @torch.no_grad()
     def policy_sums(self, batch: PreferenceBatch) -> torch.Tensor:

@@ -96,9 +96,10 @@ def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = 
 
 
 def _is_finished(config: dict, name: str, folder: Path) -> bool:
-    """Whether the stage has been run to its end; a change of its settings since then is told."""
+    """Whether the stage has been run to its end, and the config gives it no further steps; other settings that have
+    changed since then are told."""
     summary = read_summary(folder / name)
-    if summary is None:
+    if summary is None or config['stages'][name]['max_steps'] > summary['settings']['max_steps']:
         return False
     changed = changed_settings(summary['settings'], stage_settings(config, name))
     logger.info('stage %s is finished and is not run again', name)

@@ -9,45 +9,19 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from qvlkit.engine.adapters import adapters_disabled, is_adapter
 from qvlkit.engine.checkpoint import read_tensors, write_tensors
 from qvlkit.structures import PreferenceBatch
 
 FORMAT_VERSION = 1
 START_WEIGHTS = 'start_weights.safetensors'  # of a live reference, for a resume
-
-
-def trained_adapters(model: nn.Module) -> list[nn.Module]:
-    """Layers with adapters that train: those of peft, known by what they can do."""
-    return [module for module in model.modules() if callable(getattr(module, 'enable_adapters', None))
-            and any(parameter.requires_grad for parameter in _adapter_parameters(module))]
-
-
-@contextlib.contextmanager
-def adapters_off(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Compute without these layers' adapters; afterwards they train as before."""
-    layers = list(layers)
-    trains = [(parameter, parameter.requires_grad) for layer in layers for parameter in _adapter_parameters(layer)]
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for parameter, flag in trains:
-            parameter.requires_grad_(flag)
-
-
-def _adapter_parameters(layer: nn.Module) -> Iterator[nn.Parameter]:
-    for name in getattr(layer, 'adapter_layer_names', ()):
-        yield from getattr(layer, name).parameters()
 
 
 @contextlib.contextmanager
@@ -73,11 +47,9 @@ class LiveReference:
     """
 
     def __init__(self, model: nn.Module):
-        self.adapters = trained_adapters(model)
-        adapted = {id(parameter) for layer in self.adapters for parameter in _adapter_parameters(layer)}
         self.copies: dict[str, nn.Module] = {}
         for name, part in model.parts().items():
-            if any(parameter.requires_grad and id(parameter) not in adapted for parameter in part.parameters()):
+            if any(parameter.requires_grad and not is_adapter(key) for key, parameter in part.named_parameters()):
                 if any(hasattr(parameter, 'full_tensor') for parameter in part.parameters()):
                     raise ValueError(f"trainer.reference: {name} is sharded over devices and cannot be copied; say "
                                      "trainer.reference='stored'")
@@ -89,7 +61,7 @@ class LiveReference:
     @torch.no_grad()
     def __call__(self, batch: PreferenceBatch, features: torch.Tensor) -> torch.Tensor:
         """Batch, and the policy's features (N, D) of its pictures -> hidden states (T, E)."""
-        with adapters_off(self.adapters):
+        with adapters_disabled(self.model):
             return self.model(batch, features=features if self.shares_features else None)
 
     def save(self, path: Path) -> None:
@@ -117,13 +89,11 @@ class LiveReference:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Names every weight of the model bit by bit, but for adapters that train: a reference computes without them."""
-    adapted = {id(parameter) for layer in trained_adapters(model) for parameter in _adapter_parameters(layer)}
+    """Names every weight of the model bit by bit, but for adapters: a reference computes without them."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
-        if id(tensor) in adapted:
+    for name, tensor in sorted(model.state_dict().items()):
+        if is_adapter(name):
             continue
-        tensor = tensor.detach()
         tensor = tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)} '.encode())
         if tensor.device.type != 'meta':

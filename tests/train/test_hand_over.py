@@ -102,6 +102,15 @@ def test_a_finished_stage_is_not_run_again_and_changed_settings_are_told(two, tm
     assert 'What each stage' not in page and '<td>more</td>' in page and '<td>sft</td>' in page
 
 
+def test_a_finished_stage_with_further_steps_goes_on(two, tmp_path, losses):
+    config = two()
+    run_recipe(config, stages=['sft'], work_dir=tmp_path)
+    config['stages']['sft']['max_steps'] = 3
+    run_recipe(config, stages=['sft'], work_dir=tmp_path, resume=True)
+    assert [json.loads(row)['step'] for row in losses(tmp_path / 'sft')] == [1, 2, 3]
+    assert read_summary(tmp_path / 'sft')['steps'] == 3
+
+
 def test_all_stages_share_one_tokenizer_that_has_read_all_their_data(two, tmp_path):
     config = two()
     config['stages']['more']['data'] = dict(type='LongTexts', size=50)

@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from qvlkit.engine.optimizer import WarmupConstant
+from qvlkit.engine.schedules import WarmupConstant
 from qvlkit.train.guard import Guard
 from qvlkit.train.hooks.base import Hook
 from qvlkit.train.hooks.statistics import StatisticsHook
