@@ -7,13 +7,16 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import qvlkit
 from qvlkit.config import load_config
 from qvlkit.data.datasets.conversation import ConversationDataset
 from qvlkit.models.builder import build_model
+from qvlkit.registry import MERGERS
 from qvlkit.structures import Media
+from qvlkit.train.recipe import build_stage
 
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / 'README.md', ROOT / 'README.zh.md']
@@ -126,6 +129,15 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize('page', PAGES, ids=name_of)
+def test_links_to_a_heading_name_one(page):
+    text = BLOCK.sub('', page.read_text(encoding='utf-8'))
+    for path, anchor in re.findall(r'\]\(([^)#\s]*\.md)?#([^)\s]+)\)', text):
+        target = BLOCK.sub('', (page.parent / path if path else page).read_text(encoding='utf-8'))
+        headings = re.findall(r'^#+ (.*)$', target, re.MULTILINE)
+        assert anchor in [re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings], anchor
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name_of)
 def test_python_examples_parse_and_use_what_there_is(page):
     for block in blocks(page, 'python'):
         for node in ast.walk(ast.parse(block)):
@@ -150,16 +162,55 @@ def test_json_examples_are_conversations(tmp_path):
         assert len(json.loads(text)) == 1
 
 
-def test_the_plugin_example_works(tmp_path):
-    """The page's merger, in a folder named by a config, in the smallest shipped model."""
-    code = next(block for block in blocks(ROOT / 'plugins' / 'README.md', 'python') if 'register_module' in block)
-    folder = tmp_path / 'weighted_merger'
-    folder.mkdir()
-    (folder / 'weighted_merger.py').write_text(code)
-    (tmp_path / 'mine.py').write_text(
-        f"_base_ = ['{ROOT / 'configs' / 'qwen25vl_tiny.py'}']\nplugins = ['./weighted_merger']\n"
+@pytest.fixture(scope='module')
+def plugin_config(tmp_path_factory):
+    """A config on the smallest shipped model that names a folder with the page's examples."""
+    home = tmp_path_factory.mktemp('plugins')
+    (home / 'examples').mkdir()
+    for block in blocks(ROOT / 'plugins' / 'README.md', 'python'):
+        if 'register_module' in block:
+            name = re.search(r'^class (\w+)', block, re.MULTILINE)[1]
+            (home / 'examples' / f'readme_example_{name.lower()}.py').write_text(block)
+    (home / 'mine.py').write_text(
+        f"_base_ = ['{ROOT / 'configs' / 'qwen25vl_tiny.py'}']\nplugins = ['./examples']\n"
         "model = dict(merger=dict(type='WeightedMerger', merge_size=4))\n")
-    config = load_config(tmp_path / 'mine.py')
+    return home / 'mine.py'
+
+
+@pytest.mark.parametrize('stage, overrides', [
+    ('contrastive', ['towers.text_tower={"type":"WordBag","width":32}', 'towers.pooling.type=LargestPooling']),
+    ('sft', ['trainer.type=ZLossTrainer']),
+    ('dpo', ['trainer.loss.type=SquaredHingeLoss'])])
+def test_the_plugin_examples_train(plugin_config, tmp_path, stage, overrides):
+    """A step of a stage with the page's parts in it, fed by the real data pipeline."""
+    overrides = [*overrides, 'loader.num_workers=0', 'loader.window=8', 'loader.row_length=512']
+    config = load_config(plugin_config, [f'stages.{stage}.{override}' for override in overrides] +
+                         ['tokenizer.type=StandInTokenizer'])
+    trainer = build_stage(config, stage, tmp_path / stage)
+    if stage == 'dpo':
+        trainer.begin_reference()
+    before = {name: value.clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
+    metrics = trainer.train_step(next(iter(trainer.loader)))
+    assert torch.isfinite(metrics['loss']) and metrics['loss'] > 0
+    parts = [type(part).__name__ for part in trainer.model.children()]
+    assert ('WordBag' in parts and 'LargestPooling' in parts) if stage == 'contrastive' else 'WeightedMerger' in parts
+    after = dict(trainer.model.named_parameters())
+    assert [name for name, value in before.items() if torch.equal(value, after[name])] == []
+
+
+def test_the_contributors_example_works(monkeypatch):
+    monkeypatch.setattr(MERGERS, '_module_dict', dict(MERGERS.module_dict))
+    part, test = (block for block in blocks(ROOT / 'CONTRIBUTING.md', 'python'))
+    names: dict = {'__name__': 'contributing'}
+    exec(part + test, names)
+    names['test_largest_value_of_each_block']()
+    merger = names['MaxPoolMerger'](3, 5)
+    assert merger.token_grid((1, 4, 6)) == (1, 2, 3) and merger.num_tokens((1, 4, 6)) == 6
+
+
+def test_the_plugin_example_works(plugin_config):
+    """The page's merger, in a folder named by a config, in the smallest shipped model."""
+    config = load_config(plugin_config)
     model = build_model(config['model'], vocab_size=300, device='meta')
     assert type(model.merger).__name__ == 'WeightedMerger'
     assert model.merger.num_tokens((1, 8, 8)) == 4 and model.geometry.factor == 56
