@@ -10,7 +10,6 @@ process that runs one side grows by, beyond its inputs.
 import argparse
 import subprocess
 import sys
-from pathlib import Path
 
 import harness  # first: it makes qvlkit importable
 import torch
@@ -64,21 +63,6 @@ def peak_of_child(side: str, arguments: argparse.Namespace) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def peak(side: str, inputs: dict) -> int:
-    """MiB that this process grows by while it runs `side` once: its own high-water mark, which Linux keeps."""
-    sides = make_sides(inputs)
-    Path('/proc/self/clear_refs').write_text('5')  # the mark falls to the present size
-    before = _status('VmRSS')
-    sides[side]()
-    return (_status('VmHWM') - before) // 1024
-
-
-def _status(field: str) -> int:
-    """KiB of a field of this process's status."""
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(f'{field}:')).split()[1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--width', type=int, default=2048)
@@ -90,7 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     inputs = make_inputs(arguments.width, arguments.tokens, arguments.supervised)
     if arguments.peak_of:
-        print(peak(arguments.peak_of, inputs))
+        print(harness.peak_mib(make_sides(inputs)[arguments.peak_of]))
         return
     sides = make_sides(inputs)
     differences = check_equal(sides)

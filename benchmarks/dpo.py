@@ -18,7 +18,6 @@ import argparse
 import copy
 import subprocess
 import sys
-from pathlib import Path
 
 import harness  # first: it makes qvlkit importable
 import numpy as np
@@ -220,21 +219,6 @@ def peak_of_child(side: str, arguments: argparse.Namespace) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def peak(side: str, arguments: argparse.Namespace) -> int:
-    """MiB that this process grows by: its own high-water mark, which Linux keeps."""
-    setup = Setup(arguments, (side,))
-    Path('/proc/self/clear_refs').write_text('5')  # the mark falls to the present size
-    before = _status('VmRSS')
-    setup.step(side)
-    return (_status('VmHWM') - before) // 1024
-
-
-def _status(field: str) -> int:
-    """KiB of a field of this process's status."""
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(f'{field}:')).split()[1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--width', type=int, default=256)
@@ -247,7 +231,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.peak_of:
-        print(peak(arguments.peak_of, arguments))
+        setup = Setup(arguments, (arguments.peak_of,))
+        print(harness.peak_mib(lambda: setup.step(arguments.peak_of)))
         return
     row = compare_sides(arguments)
     memory = {f'{side}_peak_mib': peak_of_child(side, arguments) for side in SIDES}

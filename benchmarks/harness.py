@@ -76,6 +76,20 @@ def compare(seconds: dict[str, list[float]], slow: str, fast: str) -> dict:
             f'{fast}_ms': round(1000 * statistics.median(seconds[fast]), 3), 'rounds': len(seconds[fast])}
 
 
+def peak_mib(side: Callable[[], object]) -> int:
+    """MiB that this process grows by while it runs `side`: its own high-water mark, which Linux keeps."""
+    Path('/proc/self/clear_refs').write_text('5')  # the mark falls to the present size
+    before = _status('VmRSS')
+    side()
+    return (_status('VmHWM') - before) // 1024
+
+
+def _status(field: str) -> int:
+    """KiB of a field of this process's status."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f'{field}:')).split()[1])
+
+
 def save(name: str, row: dict) -> Path:
     """Write the row into results/NAME.json in place of the row of the same machine and setting."""
     path = RESULTS / f'{name}.json'
