@@ -19,8 +19,6 @@ tokenizer = dict(type='ByteLevelBPE', vocab_size=512)
 processor = dict(min_pixels=56 * 56, max_pixels=140 * 140)
 
 _tasks = ['name', 'count', 'locate', 'read']
-_train = dict(type='PictureTasks', size=40000, questions_per_picture=1)
-_photos = dict(type='PhotoQuestions', size=4000, tasks=['subject'])
 
 
 def _captions(tasks, size, split, seed=0):
@@ -38,12 +36,15 @@ def _hooks(**more):
                 checkpoint=dict(type='CheckpointHook', interval=1000, keep=1), **more)
 
 
-def _questions(**more):
+def _questions():
     return dict(type='EvaluationHook', max_new_tokens=28, dataset=dict(type='Mixture', parts=dict(
         pictures=dict(dataset=dict(type='PictureTasks', size=300, split='held_out')),
-        photos=dict(dataset=dict(type='PhotoQuestions', size=75, tasks=['subject'], split='held_out')))), **more)
+        photos=dict(dataset=dict(type='PhotoQuestions', size=75, tasks=['subject'], split='held_out')))))
 
 
+# Facts or a picture, 1,100 to 1,700 tokens that say nothing of them, and a question: rows of earlier stages end before.
+_long = dict(type='LongTexts', sentences=[180, 260], pictures=0.5)
+_rows = dict(row_length=1024, window=256, num_workers=1)
 _optimizer = dict(type='AdamW', lr=1e-3, weight_decay=0.05, betas=[0.9, 0.95])
 _schedule = dict(type='WarmupCosine', warmup_ratio=0.05, final_ratio=0.02)
 
@@ -53,14 +54,14 @@ stages = dict(
         towers=dict(text_tower=dict(type='TextTransformer', width=96, depth=2, num_heads=3),
                     pooling=dict(type='AttentionPooling'), width=96),
         data=_captions(['name', 'read', 'list'], 20000, 'train', 2),
-        loader=dict(row_length=1024, window=512, num_workers=1),
+        loader=dict(_rows, window=512),
         optimizer=_optimizer, schedule=_schedule,
         hooks=_hooks(zero_shot=dict(type='ZeroShotHook', dataset=_captions(['name', 'read'], 240, 'held_out')))),
     visual=dict(
         trainer=dict(type='PretrainTrainer'), max_steps=150, max_grad_norm=1.0,
         init=dict(vision_encoder='contrastive'), parts=dict(language_model=dict(trainable=False)),
         data=_captions(['name', 'read', 'list'], 20000, 'train'),
-        loader=dict(row_length=1024, window=256, num_workers=1),
+        loader=_rows,
         optimizer=_optimizer, schedule=_schedule,
         hooks=_hooks(held_out=dict(type='HeldOutLossHook', name='caption loss', other_pictures=True,
                                    dataset=_captions(['name', 'read', 'list'], 120, 'held_out')))),
@@ -72,25 +73,23 @@ stages = dict(
                 type='PictureTasks', size=40000, tasks=_tasks, questions_per_picture=1))),
             questions=dict(weight=2.0, dataset=dict(type='PictureTasks', size=20000, tasks=['name'], seed=1)),
             text=dict(weight=4.0, dataset=dict(type='LongTexts', size=20000, sentences=[0, 8], pictures=0.3)))),
-        loader=dict(row_length=1024, window=256, num_workers=1),
+        loader=_rows,
         optimizer=_optimizer, schedule=_schedule,
         hooks=_hooks(evaluation=_questions())),
     long_context=dict(
         trainer=dict(type='PretrainTrainer'), max_steps=200, max_grad_norm=1.0,
         data=dict(type='Mixture', parts=dict(
-            long=dict(weight=1.0, dataset=dict(type='LongTexts', size=20000, sentences=[180, 260], seed=1,
-                                                   pictures=0.4)),
+            long=dict(weight=1.0, dataset=dict(_long, size=20000, seed=1)),
             text=dict(weight=3.0, dataset=dict(type='LongTexts', size=20000, sentences=[0, 120], seed=2,
-                                                   pictures=0.4)),
+                                                pictures=0.4)),
             documents=dict(weight=2.0, dataset=dict(type='AsDocuments', dataset=dict(
                 type='PictureTasks', size=40000, tasks=_tasks, questions_per_picture=1, seed=2))))),
-        loader=dict(row_length=2048, window=64, num_workers=1),
+        loader=dict(_rows, row_length=2048, window=64),
         optimizer=_optimizer, schedule=_schedule,
         hooks=_hooks(evaluation=dict(type='EvaluationHook', max_new_tokens=8, batch_size=8, dataset=dict(
             type='Mixture', parts=dict(
-                long=dict(dataset=dict(type='LongTexts', size=120, split='held_out', sentences=[180, 260])),
-                removed=dict(dataset=dict(type='LongTexts', size=120, split='held_out', sentences=[180, 260],
-                                          evidence=False))))))),
+                long=dict(dataset=dict(_long, size=160, split='held_out')),
+                removed=dict(dataset=dict(_long, size=160, split='held_out', evidence=False))))))),
     sft=dict(
         trainer=dict(type='SFTTrainer'), max_steps=300, max_grad_norm=1.0,
         parts=dict(vision_encoder=dict(trainable=False)),
@@ -101,14 +100,14 @@ stages = dict(
             photos=dict(dataset=dict(type='PhotoQuestions', size=4000, tasks=['subject']), weight=1.0),
             text=dict(dataset=dict(type='LongTexts', size=20000, sentences=[3, 12], seed=3, pictures=0.0),
                       weight=1.0))),
-        loader=dict(row_length=1024, window=256, num_workers=1),
+        loader=_rows,
         optimizer=_optimizer, schedule=_schedule,
-        hooks=_hooks(evaluation=_questions())),
+        hooks=_hooks(composition=dict(type='CompositionHook', samples=500), evaluation=_questions())),
     dpo=dict(
         trainer=dict(type='DPOTrainer', loss=dict(type='DPOLoss', beta=0.1)), max_steps=40, max_grad_norm=1.0,
         parts=dict(vision_encoder=dict(trainable=False)),
         data=dict(type='PicturePairs', size=4000),
-        loader=dict(row_length=1024, window=256, num_workers=1),
+        loader=_rows,
         optimizer=dict(_optimizer, lr=3e-4, weight_decay=0.0), schedule=_schedule,
         hooks=_hooks(preference=dict(type='PreferenceHook', dataset=dict(
             type='PicturePairs', size=200, split='held_out')))))

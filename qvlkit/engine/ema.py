@@ -5,7 +5,6 @@ the device, in float32 at least. The model itself is not touched.
 """
 import torch
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from qvlkit.registry import near_names
 
@@ -27,17 +26,25 @@ class WeightAverage:
         if type(decay) not in (int, float) or not 0 <= decay < 1:
             raise ValueError(f'{config_key}.decay: expected a number of 0 to below 1, got {decay!r}')
         self.decay = decay
-        self._update = get_ema_multi_avg_fn(decay)
         self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._averages = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
                           for name, p in self._weights.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the present weights; called after each step."""
+    def update(self, skipped: torch.Tensor | None = None) -> None:
+        """Take in the present weights; called after each step.
+
+        Args:
+            skipped: Whether the step was left out: a bool scalar on the device; then the averages stay as they are.
+        """
         averages = list(self._averages.values())
-        self._update(averages, [p.detach().to(average.dtype) for p, average in zip(self._weights.values(), averages)],
-                     torch.ones(()))
+        weights = [p.detach().to(average.dtype) for p, average in zip(self._weights.values(), averages)]
+        if skipped is None:
+            torch._foreach_lerp_(averages, weights, 1 - self.decay)
+            return
+        share = (~skipped).double() * (1 - self.decay)
+        shares = {kind: share.to(kind) for kind in {average.dtype for average in averages}}
+        torch._foreach_lerp_(averages, weights, [shares[average.dtype] for average in averages])
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The averages, by the names of their parameters."""

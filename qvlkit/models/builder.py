@@ -92,7 +92,7 @@ def build_two_towers(config: dict, towers: dict, *, vocab_size: int | None = Non
         text_tower = TEXT_TOWERS.build(towers['text_tower'], config_key=f'{config_key}.text_tower', **injected)
         model = TwoTowers(encoder, pooling, text_tower=text_tower, merge_size=build.merge_size,
                           temperature=Temperature(towers['temperature'], bias=towers['bias']),
-                          language_model=injected.get('language_model'), **build.pixels)
+                          embed_dim=towers['width'], language_model=injected.get('language_model'), **build.pixels)
     return _finished(model, device, dtype, seed)
 
 

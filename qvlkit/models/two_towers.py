@@ -36,8 +36,9 @@ class Temperature(nn.Module):
 
     @torch.no_grad()
     def limit(self) -> None:
-        """Bring the scale back to at most 100."""
-        self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
+        """Bring the scale back to at most 100, unless it is frozen."""
+        if self.log_scale.requires_grad:
+            self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
 
 
 class TwoTowers(nn.Module):
@@ -49,12 +50,13 @@ class TwoTowers(nn.Module):
         text_tower: Captions -> (B, W).
         temperature: Scale and bias of similarities.
         merge_size: Side of a merge cell in patches, by which the encoder orders its patches.
+        embed_dim: W.
         language_model: Where the text tower is the config's language model: that model.
         image_mean, image_std: Normalisation of each colour channel.
     """
 
     def __init__(self, vision_encoder: nn.Module, pooling: nn.Module, *, text_tower: nn.Module,
-                 temperature: Temperature, merge_size: int, language_model: nn.Module | None = None,
+                 temperature: Temperature, merge_size: int, embed_dim: int, language_model: nn.Module | None = None,
                  image_mean: Sequence[float] = IMAGE_MEAN, image_std: Sequence[float] = IMAGE_STD):
         super().__init__()
         self.vision_encoder = vision_encoder
@@ -63,7 +65,7 @@ class TwoTowers(nn.Module):
         if language_model is not None:
             self.language_model = language_model
         self.temperature = temperature
-        self.merge_size = merge_size
+        self.merge_size, self.embed_dim = merge_size, embed_dim
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
 
     def plan(self, grids: Sequence[Grid]) -> VisionPlan:

@@ -26,7 +26,8 @@ class ContrastiveTrainer(Trainer):
 
     With one row the loss is computed as it is written. With several, every row is embedded without a graph, the loss of
     all is taken with respect to the embeddings, and each row is then embedded again with that gradient: the same step,
-    for the memory of one row and one more forward pass.
+    for the memory of one row and one more forward pass. On several ranks the loss is always taken so, because ranks may
+    have different numbers of rows, also none; a single row is embedded once and keeps its graph.
 
     Args:
         loss: Config or object: own and all embeddings, scale and bias -> sum over own pairs; see losses/contrastive.py.
@@ -60,19 +61,23 @@ class ContrastiveTrainer(Trainer):
         return (PairCost if _has_towers(model) else SampleCost)(model, trainable)
 
     def prepare_step(self, rows: list[ImageTextBatch]) -> None:
-        """Limit the scale; of several rows, embed all and keep each one's share of the loss and its gradients."""
+        """Limit the scale; of several rows or ranks, embed all and keep each row's share of the loss and its gradients.
+
+        Every rank gathers once here, whatever it has, and not at all later.
+        """
         self.model.temperature.limit()
         self._shares = {}
         if len(rows) > 1:
             self._refuse_dropout()
+        if len(rows) > 1 or self.strategy.world_size > 1:
             with self.strategy.autocast():
                 self._shares = self._cached(rows)
 
     def compute_loss(self, batch: ImageTextBatch) -> torch.Tensor:
         """Summed loss of the batch's pairs, among all pairs of the step."""
-        image, text = self.model(batch)
-        scale, bias = self.model.temperature()
         share = self._shares.pop(id(batch), None)
+        image, text = share.sides if share is not None and share.sides else self.model(batch)
+        scale, bias = self.model.temperature()
         if share is None:
             return self._row_loss(image, text, *self._of_all_ranks(image, text), scale, bias)
         image_gradient, text_gradient, scale_gradient, bias_gradient = share.gradients
@@ -87,10 +92,11 @@ class ContrastiveTrainer(Trainer):
         The gradients with respect to the own embeddings hold the losses of all ranks: they come back through the
         gather. Those of scale and bias belong to the whole step, and are given to its first row alone.
         """
-        with torch.no_grad():
-            sides = [torch.cat(side) for side in zip(*map(self.model, rows))]
-            leaves = [*sides, *(value for value in self.model.temperature() if value is not None)]
-        leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+        with torch.set_grad_enabled(len(rows) == 1):
+            embedded = [self.model(row) for row in rows]
+        sides = [torch.cat(side) for side in zip(*embedded)] if rows else self._no_embeddings()
+        leaves = [*sides, *(value for value in self.model.temperature() if value is not None)]
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
         with torch.enable_grad():
             image, text, scale, *bias = leaves
             all_images, all_texts, first = self._of_all_ranks(image, text)
@@ -99,18 +105,26 @@ class ContrastiveTrainer(Trainer):
             for images, texts, length in zip(image.split(lengths), text.split(lengths), lengths):
                 losses.append(self._row_loss(images, texts, all_images, all_texts, start, scale, *bias or [None]))
                 start += length
-            gradients = torch.autograd.grad(torch.stack(losses).sum(), leaves, materialize_grads=True)
+            # without a row: the gather's backward pass, in which the other ranks wait for this one
+            total = torch.stack(losses).sum() if rows else 0.0 * (all_images.sum() + all_texts.sum())
+            gradients = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
         once = list(gradients[2:])
         shares = {}
         for row, loss, *own in zip(rows, losses, gradients[0].split(lengths), gradients[1].split(lengths)):
-            shares[id(row)] = _Share(loss.detach(), [*own, *once, *[None] * (2 - len(once))])
+            shares[id(row)] = _Share(loss.detach(), [*own, *once, *[None] * (2 - len(once))],
+                                     embedded[0] if len(rows) == 1 else None)
             once = [torch.zeros_like(gradient) for gradient in once]
         return shares
 
     def _of_all_ranks(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
         """(N, W), (N, W), and where this rank's own rows begin."""
-        all_images, first = self.strategy.gather_rows(image)
-        return all_images, self.strategy.gather_rows(text)[0], first
+        both, first = self.strategy.gather_rows(torch.cat([image, text], dim=1))
+        return *both.split([image.shape[1], text.shape[1]], dim=1), first
+
+    def _no_embeddings(self) -> list[torch.Tensor]:
+        """Pictures and captions (0, W) of a rank without a row."""
+        weight = self.model.temperature.log_scale
+        return [weight.new_zeros(0, self.model.embed_dim, dtype=torch.promote_types(weight.dtype, torch.float32))] * 2
 
     def _row_loss(self, image, text, all_images, all_texts, first, scale, bias) -> torch.Tensor:
         """Summed loss of one row's pairs; notes how often the nearest caption is the picture's own."""
@@ -127,10 +141,11 @@ class ContrastiveTrainer(Trainer):
 
 
 class _Share:
-    """Of one row: its part of the step's loss, and gradients of image, text, scale and bias (None without one)."""
+    """Of one row: its part of the step's loss, gradients of image, text, scale and bias (None without one), and its
+    embeddings if they have a graph."""
 
-    def __init__(self, loss: torch.Tensor, gradients: list):
-        self.loss, self.gradients = loss, gradients
+    def __init__(self, loss: torch.Tensor, gradients: list, sides: tuple[torch.Tensor, torch.Tensor] | None = None):
+        self.loss, self.gradients, self.sides = loss, gradients, sides
 
 
 def _has_towers(model: nn.Module) -> bool:

@@ -176,7 +176,7 @@ class DPOTrainer(Trainer):
                     keys += row.content_keys
                     sums.append(self.start_sums(row.to(self.device, non_blocking=True))[0])
                     progress.advance(task, row.num_pairs * self.strategy.world_size)
-        StoredReference.save(own, header, keys, torch.cat(sums).cpu())
+        StoredReference.save(own, header, keys, torch.cat(sums or [torch.zeros(0, 2)]).cpu())
         self.strategy.barrier()
         if self.strategy.is_main:
             files = [own.with_name(f'{self.reference_path.stem}.rank_{rank}.safetensors')

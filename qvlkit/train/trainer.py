@@ -3,6 +3,7 @@
 A trainer turns rows of packed samples into optimizer steps. What is trained for is `compute_loss`, which sft.py and its
 siblings define; everything that only watches or saves is a hook (train/hooks/).
 """
+import json
 import logging
 import math
 import time
@@ -71,7 +72,7 @@ class Trainer(ABC):
         self.metrics: dict[str, Any] = {}
         self.results: dict[str, dict] = {}  # held-out numbers of the stage, noted by hooks: see recipe_report.py
         self._noted: dict[str, torch.Tensor] = {}  # name -> (2,): sum and count of this step, on the device
-        self._names: list[str] = []  # what the steps before noted
+        self._names: list[str] | None = None  # what the steps before noted, on any rank
         self.group_sums: torch.Tensor | None = None  # (groups, 2): loss and targets of each group, in this step
         self.rows: list[PackedBatch] = []  # of this step, as the loader gave them
         self.row_losses: list[torch.Tensor] = []  # what each adds to the step's loss, on the device
@@ -182,7 +183,7 @@ class Trainer(ABC):
         self.schedule.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
-            self.ema.update()
+            self.ema.update(skipped)
         return dict(loss=loss, grad_norm=grad_norm, lr=learning_rate, num_tokens=num_tokens, num_targets=units,
                     flops=flops, skipped=skipped, **self._noted_means())
 
@@ -208,13 +209,24 @@ class Trainer(ABC):
         self._noted[name] = self._noted[name] + sums if name in self._noted else sums
 
     def _noted_means(self) -> dict[str, torch.Tensor]:
-        for name in self._names:  # a rank without a row has noted nothing
-            self._noted.setdefault(name, torch.zeros(2, dtype=torch.float64, device=self.device))
-        self._names = list(self._noted)
-        if not self._noted:
+        if self._names is None:
+            self._names = self._names_of_all_ranks()
+        nothing = torch.zeros(2, dtype=torch.float64, device=self.device)  # of a rank without a row
+        names = dict.fromkeys([*(self._names or ()), *self._noted])
+        noted = {name: self._noted.get(name, nothing) for name in names}
+        if not noted:
             return {}
-        sums = self.strategy.sum_over_ranks(torch.stack(list(self._noted.values())))
-        return dict(zip(self._noted, sums[:, 0] / sums[:, 1]))
+        sums = self.strategy.sum_over_ranks(torch.stack(list(noted.values())))
+        return dict(zip(noted, sums[:, 0] / sums[:, 1]))
+
+    def _names_of_all_ranks(self) -> list[str] | None:
+        """What ranks with rows noted in the first step, for those that had none; None where no rank had a row."""
+        if self.strategy.world_size == 1:
+            return []
+        own = json.dumps(list(self._noted)) + '\n' if self.row_losses else ''
+        text, _ = self.strategy.gather_rows(torch.tensor(list(own.encode()), dtype=torch.uint8))
+        lists = [json.loads(line) for line in bytes(text.tolist()).decode().splitlines()]
+        return list(dict.fromkeys(name for names in lists for name in names)) if lists else None
 
     def note_groups(self, batch: PackedBatch, losses: torch.Tensor) -> None:
         """Add the losses of the batch's targets (S,) to the sums of their groups; stays on the device."""

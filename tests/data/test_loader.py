@@ -218,6 +218,50 @@ def steps_behind(count):
     return steps(loader(Dataset(broken=range(0, 37, 5)), on_error='skip'), count + 20)[count:]
 
 
+def lines_of(file):
+    return sorted(line for line in file.read_text().splitlines())
+
+
+def test_a_row_of_nothing_but_bad_samples_is_an_empty_step_on_its_rank_and_in_the_file_of_its_rank(tmp_path):
+    """Every second sample is short and breaks, so that rows of short ones are lost whole: none other is as short."""
+    def run(name, **settings):
+        data = Dataset(64, bad=[3], broken=range(0, 64, 2), lengths=[5, 40])
+        stream = loader(data, on_error='skip', row_length=40, window=64, max_bad_share=1.0, max_bad_in_a_row=1000,
+                        quarantine=tmp_path / name / 'quarantine.jsonl', **settings)
+        return [[list(row) for row in rows] for rows in itertools.islice(stream, 40)], stream
+
+    whole, one = run('one', accumulation=2)
+    shares = [run('two', rank=rank, world_size=2) for rank in range(2)]
+    first, second = (steps for steps, _ in shares)
+    assert len(first) == len(second) == 40
+    assert any(a and not b for a, b in zip(first, second)) and any(b and not a for a, b in zip(first, second))
+    both = [sorted(a + b) for a, b in zip(first, second) if a or b]
+    assert both == [sorted(rows) for rows in whole][:len(both)] and all(whole)  # one process gives no empty step
+    assert {path.name for path in (tmp_path / 'two').iterdir()} == {'quarantine.jsonl', 'quarantine.rank1.jsonl'}
+    files = [lines_of(tmp_path / 'two' / name) for name in ('quarantine.jsonl', 'quarantine.rank1.jsonl')]
+    planned = [line for line in files[0] + files[1] if 'cannot be used' in line]
+    assert len(planned) == 1 and planned[0] in files[0]  # all ranks plan, and one writes what planning shows
+    encoded = [[json.loads(line)['sample'] for line in file if 'truncated' in line] for file in files]
+    assert encoded[0] and encoded[1] and len(set(encoded[0])) == len(encoded[0])
+    assert {*encoded[0], *encoded[1]} == {f'file.json[{index}]' for index in range(0, 64, 2)}
+    assert {*files[0], *files[1]} == set(lines_of(tmp_path / 'one' / 'quarantine.jsonl'))
+    for rank, (_, stream) in enumerate(shares):
+        assert stream.errors == dict(bad_sample=1, bad_image=len(encoded[rank]))
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_resume_behind_an_empty_step_goes_on_with_the_next(rank):
+    def make():
+        return loader(Dataset(64, broken=range(0, 64, 2), lengths=[5, 40]), on_error='skip', row_length=40, window=64,
+                      max_bad_share=1.0, max_bad_in_a_row=1000, rank=rank, world_size=2)
+    straight = steps(make(), 24)
+    empty = [number for number, rows in enumerate(straight) if not rows][0]
+    first, second = make(), make()
+    steps(first, empty + 1)
+    second.load_state_dict(first.state_dict())
+    assert steps(second, 8) == straight[empty + 1:empty + 9]
+
+
 def test_a_resume_does_not_count_what_it_plans_again(tmp_path):
     file = tmp_path / 'quarantine.jsonl'
     settings = dict(on_error='skip', quarantine=file, shuffle=False, window=37)

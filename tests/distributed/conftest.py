@@ -17,7 +17,7 @@ DEADLINE = 120.0  # seconds
 _spec = importlib.util.spec_from_file_location('small_config', HERE.parent / 'train' / 'conftest.py')
 _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)
-small_file, small, losses = _module.small_file, _module.small, _module.losses
+small_file, small, losses, six_stages = _module.small_file, _module.small, _module.losses, _module.six_stages
 
 
 def _free_port() -> int:

@@ -1,10 +1,16 @@
 """Two processes train as one does with twice the rows; the strategy's sums, and what a rank does without."""
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
 from qvlkit.engine.strategies.ddp import DDP, buckets
 from qvlkit.engine.strategies.processes import build_strategy, processes
+
+_spec = importlib.util.spec_from_file_location('workers', Path(__file__).parent / 'workers.py')
+workers = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(workers)
 
 # Trainer -> stage of the small config, and the overrides that make it this trainer's. The loader gives two ranks the
 # rows that one process accumulates.
@@ -60,6 +66,36 @@ def test_pictures_texts_and_both_on_either_rank(small, on_ranks):
     other = on_ranks('train_rows', 2, wrong)
     with pytest.raises(AssertionError):
         assert_same(one, other)
+
+
+# Of each step the rows of two ranks, as numbers of samples: nothing on one, the other, or both, and unequal numbers.
+SHARES = [[[], [[0, 1, 2]]], [[[3, 4]], [[5, 6, 7]]], [[[8, 9]], []], [[[10, 11], [12, 13, 14]], [[15, 16]]], [[], []],
+          [[[1], [2, 3]], []], [[[4, 5]], [[0, 7]]]]
+
+
+@pytest.mark.parametrize('trainer', ['ContrastiveTrainer', *(pytest.param(name, marks=pytest.mark.slow)
+                                                             for name in TRAINERS if name != 'ContrastiveTrainer')])
+def test_a_rank_without_rows_keeps_in_step(small, on_ranks, trainer, tmp_path):
+    """Bad samples have cost a rank all its rows, or one of them: the others wait for nothing, and the step is the same.
+
+    In the first step, too, where a rank without rows has nothing to name its metrics by.
+    """
+    stage, _ = TRAINERS[trainer]
+    config = small(f'run=[{stage}]', f'stages.{stage}.max_steps=7', f'stages.{stage}.loader.num_workers=0')
+    arguments = dict(config=config, stage=stage, steps=SHARES)
+    two = on_ranks('train_shares', 2, arguments, deadline=60.0)
+    with processes():
+        one = workers.train_shares(arguments, tmp_path)
+    assert [step['num_targets'] > 0 for step in one['steps']] == [True] * 4 + [False] + [True] * 2
+    assert_same(one, two)
+    noted = one['steps'][0].keys() - {*SAME, 'skipped'}
+    for rank in two:
+        for number, (expected, found) in enumerate(zip(one['steps'], rank['steps'])):
+            for name in noted if number != 4 else ():
+                assert found[name] == pytest.approx(expected[name], rel=1e-9, abs=1e-10), (number, name)
+    arguments['steps'] = [SHARES[0], [[[3, 4]], [[5, 6, 8]]], *SHARES[2:]]  # the control: another row in one step
+    with processes(), pytest.raises(AssertionError):
+        assert_same(workers.train_shares(arguments, tmp_path / 'other'), two)
 
 
 def test_sums_rows_and_gradients_over_ranks(on_ranks):

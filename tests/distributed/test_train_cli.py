@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from qvlkit.config import save_config
 from qvlkit.train.hooks.jsonl import read_log
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,29 @@ def test_torchrun_is_one_process_with_twice_the_rows_and_resumes(small_file, tmp
     assert longer[0] == logs[1][0]['loss']  # the rate differs from there on: it depends on max_steps
     weights = load_file(resumed / 'sft' / 'step_6' / 'model.safetensors')
     assert weights and all(value.isfinite().all() for value in weights.values())
+
+
+@pytest.mark.slow
+def test_the_whole_recipe_on_two_processes_is_that_of_one(six_stages, tmp_path):
+    """Six stages with all their hooks: losses of each step, the same files, and weights that differ by rounding."""
+    for name, accumulation, launcher in (('one', 2, ()), ('two', 1, TORCHRUN)):
+        config = six_stages()
+        for stage in config['stages'].values():
+            stage['accumulation'] = accumulation
+        save_config(config, tmp_path / f'{name}.json')
+        train(tmp_path / f'{name}.json', tmp_path / name, launcher=launcher)
+    for stage in config['run']:
+        expected, found = (read_log(tmp_path / name / stage / 'log.jsonl') for name in ('one', 'two'))
+        assert [row['step'] for row in found] == [1, 2, 3]
+        for wanted, row in zip(expected, found, strict=True):
+            assert row['loss'] == pytest.approx(wanted['loss'], rel=1e-6), (stage, row['step'])
+            assert (row['num_tokens'], row['num_targets']) == (wanted['num_tokens'], wanted['num_targets']), stage
+        files = [{path.name for path in (tmp_path / name / stage).iterdir()} for name in ('one', 'two')]
+        assert files[0] == files[1], stage
+        summaries = [json.loads((tmp_path / name / stage / 'summary.json').read_text()) for name in ('one', 'two')]
+        assert summaries[0]['results'].keys() == summaries[1]['results'].keys()
+        assert summaries[0]['tokens'] == summaries[1]['tokens']
+    assert (tmp_path / 'two' / 'report.html').is_file()
 
 
 @pytest.mark.slow

@@ -74,6 +74,21 @@ def train_rows(arguments, folder):
     return {**told(trainer), 'shapes': shapes}
 
 
+def train_shares(arguments, folder):
+    """Steps whose rows are given for each of two ranks, as numbers of samples; one process takes those of both."""
+    trainer = trainer_of(arguments, folder)
+    strategy, loader = trainer.strategy, trainer.loader
+    trainer.begin_reference() if hasattr(trainer, 'begin_reference') else None
+    trainer.call_hooks('before_train')
+    for shares in arguments['steps']:
+        own = shares[strategy.rank] if strategy.world_size > 1 else sum(shares, [])
+        rows = [loader.rows.collate([loader.processor.encode(loader.dataset[index]) for index in row]) for row in own]
+        trainer.metrics = trainer.train_step(rows)
+        trainer.step += 1
+        trainer.call_hooks('after_train_iter')
+    return told(trainer)
+
+
 def collectives(arguments, folder):
     """The strategy alone: sums, rows of unequal number, gradients that some ranks lack."""
     strategy = DDP(device='cpu')

@@ -224,6 +224,34 @@ def test_the_count_of_bad_steps_goes_on_behind_a_resume(build, tmp_path):
     assert faults.seen == [5, 6, 7, 8, 9, 10, 11] and second.guard.skipped == 3
 
 
+def test_the_average_takes_in_no_step_that_was_left_out_and_goes_back_with_the_weights(build):
+    """Bad data at 2, and at 5, 6, 7, behind which the run goes back to step 4."""
+    trainer = build('stages.sft.max_steps=10', 'stages.sft.ema={decay: 0.5}')
+    trainer.guard = Guard(max_skips_in_a_row=3)
+    saving(trainer, {2, 5, 6, 7}, math.nan)
+    seen, back = [{name: value.clone() for name, value in trainer.ema.tensors().items()}], {}
+
+    class Follow(Hook):
+        def after_train_iter(self, trainer):
+            seen.append({name: value.clone() for name, value in trainer.ema.tensors().items()})
+            for name, value in seen[-1].items():
+                if trainer.metrics['skipped']:
+                    assert torch.equal(value, seen[-2][name]), name
+                else:
+                    weight = trainer.model.get_parameter(name)
+                    torch.testing.assert_close(value, torch.lerp(seen[-2][name], weight, 0.5), rtol=1e-6, atol=1e-8)
+
+        def after_rollback(self, trainer):
+            back.update({name: value.clone() for name, value in trainer.ema.tensors().items()})
+            assert trainer.step == 4
+            seen.append(back)
+    trainer.hooks.append(Follow())
+    trainer.fit()
+    assert len(seen) == 1 + 7 + 1 + 6 and trainer.guard.rollbacks == 1
+    assert any(not torch.equal(value, seen[1][name]) for name, value in back.items())
+    assert all(torch.equal(value, seen[4][name]) for name, value in back.items())
+
+
 def test_the_median_of_a_resumed_run_is_that_of_one_that_went_on():
     first, second, other = Guard(spike_window=30), Guard(spike_window=30), Guard(spike_window=20)
     for number in range(40):

@@ -48,6 +48,39 @@ def build(small, tmp_path):
     return make
 
 
+def smaller_sizes(value, most):
+    """Plain data with every `size` cut down to `most`, and texts of few sentences."""
+    if isinstance(value, dict):
+        cut = {key: smaller_sizes(item, most) for key, item in value.items()}
+        return cut | ({'size': min(cut['size'], most)} if 'size' in cut else {}) | (
+            {'sentences': [2, 6]} if 'sentences' in cut else {})
+    return [smaller_sizes(item, most) for item in value] if isinstance(value, list) else value
+
+
+@pytest.fixture
+def six_stages(small):
+    """overrides -> config of the whole recipe with all its hooks, three steps a stage, plain data."""
+    def make(*overrides, steps=3):
+        config = json.loads(json.dumps(small(
+            'run=[contrastive,visual,multimodal,long_context,sft,dpo]',
+            'stages.sft.parts.vision_encoder.trainable=false', *overrides)))
+        for stage in config['stages'].values():
+            stage['data'] = smaller_sizes(stage['data'], 160)
+            hooks = {name: smaller_sizes(hook, 12) for name, hook in stage['hooks'].items() if hook}
+            for name in ('jsonl', 'sources', 'checkpoint'):
+                hooks[name] = {**hooks[name], 'interval': 2 if name == 'checkpoint' else 1}
+            hooks['composition'] = dict(type='CompositionHook', samples=8)
+            hooks['statistics'] = dict(type='StatisticsHook', interval=2)
+            if 'evaluation' in hooks:
+                hooks['evaluation']['max_new_tokens'] = 3
+            hooks.pop('console', None)
+            stage.update(max_steps=steps, hooks=hooks)
+            stage['loader'].update(row_length=384, window=24, num_workers=0)
+        config['stages']['sft']['hooks']['evaluation'] = config['stages']['multimodal']['hooks']['evaluation']
+        return config
+    return make
+
+
 @pytest.fixture
 def losses():
     """Folder of a stage -> the log's rows without times."""

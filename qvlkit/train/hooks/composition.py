@@ -16,12 +16,13 @@ class CompositionHook(Hook):
     Args:
         samples: How many to count.
     """
+    main_only = True
 
     def __init__(self, samples: int = 2000):
         self.samples = _check(samples)
 
     def before_train(self, trainer) -> None:
-        if trainer.step or not trainer.strategy.is_main:
+        if trainer.step:
             return
         loader = trainer.loader
         found = drawn_composition(loader.mixture, loader.processor, samples=self.samples, seed=loader.settings['seed'])

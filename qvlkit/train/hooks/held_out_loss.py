@@ -6,6 +6,7 @@ import torch
 
 from qvlkit.registry import DATASETS, HOOKS
 from qvlkit.structures import Media, Sample
+from qvlkit.train.contrastive import ContrastiveTrainer
 from qvlkit.train.hooks.base import Hook
 
 
@@ -19,7 +20,11 @@ class HeldOutLossHook(Hook):
         row_length: Tokens of a row, at most.
         other_pictures: Also measure the loss with each sample's media swapped for those of the next sample with as
             many: what the pictures are worth to the model is the difference.
+
+    Raises:
+        ValueError: When training begins: the stage is contrastive, where a pair's loss depends on the pairs beside it.
     """
+    main_only = True
 
     def __init__(self, dataset: Any, *, name: str = 'held-out loss', row_length: int = 2048,
                  other_pictures: bool = False):
@@ -28,6 +33,9 @@ class HeldOutLossHook(Hook):
         self.name, self.row_length, self.other_pictures = name, row_length, other_pictures
 
     def before_train(self, trainer) -> None:
+        if isinstance(trainer, ContrastiveTrainer):
+            raise ValueError(f'stages.{trainer.stage}.hooks: HeldOutLossHook cannot measure a contrastive loss: '
+                             'that of a pair depends on the others of its step; expected a ZeroShotHook')
         if trainer.step == 0:
             self._note(trainer, 'before')
 

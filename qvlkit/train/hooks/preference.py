@@ -27,6 +27,7 @@ class PreferenceHook(Hook):
         dataset: Config of held-out pairs, or a built dataset.
         rows: Pairs that are computed at once.
     """
+    main_only = True
 
     def __init__(self, dataset: Any, rows: int = 8):
         self.dataset = DATASETS.build(dataset, config_key='hooks.preference.dataset') if isinstance(

@@ -24,6 +24,7 @@ class SourcesHook(Hook):
 
     def __init__(self, interval: int = 100, file: str = 'sources.jsonl'):
         self.interval, self.file = check_interval(interval, 'SourcesHook'), file
+        self._steps = 0  # since the last line
 
     def before_train(self, trainer) -> None:
         self._path = trainer.work_dir / self.file

@@ -24,6 +24,7 @@ class ZeroShotHook(Hook):
         batch_size: Pairs embedded at once.
         templates: Captions of a class, with {} where its name stands.
     """
+    main_only = True
 
     def __init__(self, dataset: Any, *, batch_size: int = 64, templates: Sequence[str] = ('{}',)):
         self.dataset = DATASETS.build(dataset, config_key='hooks.zero_shot.dataset') if isinstance(
@@ -66,10 +67,9 @@ class ZeroShotHook(Hook):
                 score = scores[name]
                 result = trainer.results.setdefault(name, dict(unit='%', chance=score.chance, count=score.count))
                 result[when] = score.share
-        if trainer.strategy.is_main:
-            path = trainer.work_dir / FILE
-            path.parent.mkdir(parents=True, exist_ok=True)
-            key = {'before': 'untrained', 'after': 'trained'}[when]
-            kept = json.loads(path.read_text(encoding='utf-8')) if key == 'trained' and path.is_file() else {}
-            kept |= {key: {name: dataclasses.asdict(score) for name, score in scores.items()}}
-            path.write_text(json.dumps(kept, indent=1), encoding='utf-8')
+        path = trainer.work_dir / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        key = {'before': 'untrained', 'after': 'trained'}[when]
+        kept = json.loads(path.read_text(encoding='utf-8')) if key == 'trained' and path.is_file() else {}
+        kept |= {key: {name: dataclasses.asdict(score) for name, score in scores.items()}}
+        path.write_text(json.dumps(kept, indent=1), encoding='utf-8')

@@ -5,6 +5,7 @@ import torch
 from qvlkit.data.datasets.as_documents import AsDocuments
 from qvlkit.data.datasets.picture_tasks import PictureTasks
 from qvlkit.train.hooks.held_out_loss import HeldOutLossHook, with_other_media
+from qvlkit.train.recipe import build_stage
 
 CAPTIONS = ['stages.sft.trainer.type=PretrainTrainer', 'stages.sft.data.tasks=[name]']
 
@@ -32,6 +33,13 @@ def test_training_lowers_it_and_the_numbers_go_into_the_results(build):
     result = trainer.results['caption loss']
     assert result['after'] < result['before'] - 0.2
     assert set(trainer.results['caption loss, other pictures']) == {'before', 'after'}
+
+
+def test_a_contrastive_stage_is_refused(small, tmp_path):
+    trainer = build_stage(small('stages.contrastive.hooks={}'), 'contrastive', tmp_path)
+    trainer.hooks = [HeldOutLossHook(held_out())]
+    with pytest.raises(ValueError, match=r'stages.contrastive.hooks: HeldOutLossHook .* expected a ZeroShotHook'):
+        trainer.fit()
 
 
 def test_other_media_are_those_of_another_sample_of_the_same_kind():

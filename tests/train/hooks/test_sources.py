@@ -25,6 +25,12 @@ def mixed(build, tmp_path):
     return make
 
 
+def test_a_checkpoint_before_the_first_step_writes_no_line(mixed, tmp_path):
+    trainer = mixed()
+    trainer.hooks = [SourcesHook()]
+    assert trainer.save().is_dir() and not (tmp_path / 'sft' / 'sources.jsonl').exists()
+
+
 def test_losses_and_tokens_of_each_source_and_size_add_up(mixed, tmp_path):
     trainer = mixed()
     trainer.hooks = [SourcesHook(interval=2)]
