@@ -1,4 +1,4 @@
-"""`qvlkit convert from-hf|to-hf SRC DST`: parse, then hand over to convert/huggingface.py."""
+"""`qvlkit convert from-hf|to-hf|adapters SRC DST`: parse, then hand over to convert/."""
 import argparse
 from collections.abc import Callable, Sequence
 
@@ -12,6 +12,8 @@ examples:
       the newest intact checkpoint of a training stage -> folder that transformers loads
   qvlkit convert to-hf work/my_run/sft/step_500 mine --dtype bfloat16 --config-from Qwen2.5-VL-3B-Instruct
       one checkpoint, in bfloat16, with the config.json and generation settings of the model that it came from
+  qvlkit convert adapters work/my_run/sft my_adapters
+      the adapters alone of a stage in which nothing else trained -> folder that peft loads onto its base model
 
 Weights pass through one shard at a time. Pickled weights and code in SRC are never run. DST must be new or empty.
 Exit codes: 0 done; 2 a mistake in the arguments or in SRC, told in one line; 130 interrupted.'''
@@ -23,7 +25,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog='qvlkit convert', epilog=EXAMPLES,
                                      description='Turn a Hugging Face checkpoint into one of ours, or back.',
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument('direction', choices=('from-hf', 'to-hf'), help='take SRC from Hugging Face, or to it')
+    result.add_argument('direction', choices=('from-hf', 'to-hf', 'adapters'),
+                        help='take SRC from Hugging Face, or to it, or its adapters to peft')
     result.add_argument('source', metavar='SRC', help='from-hf: a Hugging Face folder; to-hf: a folder written by '
                                                       'from-hf, a training checkpoint, or the folder of a stage')
     result.add_argument('target', metavar='DST', help='a new or empty folder')
@@ -44,8 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def convert(arguments: argparse.Namespace) -> None:
     """What the parsed arguments ask for. Imports torch, so that --help need not."""
-    if arguments.direction == 'from-hf' and (arguments.dtype or arguments.config_from or arguments.ema):
-        raise ValueError('--dtype, --config-from and --ema belong to to-hf; from-hf keeps everything as it is')
+    if arguments.direction != 'to-hf' and (arguments.dtype or arguments.config_from or arguments.ema):
+        raise ValueError('--dtype, --config-from and --ema belong to to-hf; '
+                         f'{arguments.direction} keeps everything as it is')
+    if arguments.direction == 'adapters':
+        from qvlkit.convert.peft_adapters import export_adapters
+        export_adapters(arguments.source, arguments.target)
+        print(f'wrote {arguments.target}')
+        return
     import torch
 
     from qvlkit.convert.huggingface import from_hf, to_hf

@@ -103,10 +103,16 @@ class AdaptedFiles(WeightFiles):
 
     def _read_scaling(self) -> float:
         """alpha / rank of the stage that wrote the checkpoint."""
-        stage = read_json(self.folder / STATE).get('stage') if (self.folder / STATE).is_file() else None
-        config = read_json(self.folder / CONFIG) if (self.folder / CONFIG).is_file() else {}
-        lora = ((config.get('stages') or {}).get(stage) or {}).get('lora')
-        if not isinstance(lora, dict):
-            raise ValueError(f'{self.folder}: the weights hold adapters, but {CONFIG} has no stages.{stage}.lora that '
-                             'says how they are scaled; expected a whole checkpoint of a stage')
+        lora = stage_settings(self.folder)[1]['lora']
         return lora.get('alpha', DEFAULTS['alpha']) / lora.get('rank', DEFAULTS['rank'])
+
+
+def stage_settings(folder: Path) -> tuple[str, dict]:
+    """Name and config of the stage with adapters that wrote a checkpoint; ValueError if that is not said there."""
+    stage = read_json(folder / STATE).get('stage') if (folder / STATE).is_file() else None
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    settings = (config.get('stages') or {}).get(stage) or {}
+    if not isinstance(settings.get('lora'), dict):
+        raise ValueError(f'{folder}: the weights hold adapters, but {CONFIG} has no stages.{stage}.lora that '
+                         'says how they are scaled; expected a whole checkpoint of a stage')
+    return stage, settings

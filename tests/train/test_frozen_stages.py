@@ -68,7 +68,10 @@ def build_any(small, tokenizer, tmp_path):
         settings.update(hooks={}, max_steps=2, accumulation=more.get('accumulation', 1),
                         optimizer={**settings['optimizer'], 'weight_decay': 0.5},
                         loader={**settings['loader'], 'window': 12, 'num_workers': 0})
-        settings['loader']['row_length'] = 2048 if stage == 'long_context' else 320
+        settings['loader']['row_length'] = 320
+        if stage == 'long_context':
+            for part in ('long', 'text'):
+                settings['data']['parts'][part]['dataset']['sentences'] = [2, 6]
         if stage == 'dpo':
             settings['data'] = {'type': 'PicturePairs', 'size': 24}
         trainer = build_stage(config, stage, tmp_path / stage, tokenizer=tokenizer)
