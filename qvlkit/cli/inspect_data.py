@@ -96,7 +96,8 @@ def build_page(config: dict, stage: str, *, samples: int, steps: int, epoch: int
     tokenizer = run_processor(loader.processor).tokenizer
     notes = [f'stage {stage}, {type(tokenizer).__name__} with {tokenizer.vocab_size:,} ids, visit {epoch} of '
              f'each source, seed {config.get("seed", 0)}. '
-             f'The first {len(found.steps):,} steps of one process, planned from headers; {len(shown)} samples decoded.']
+             f'The first {len(found.steps):,} steps of one process, planned from headers; {len(shown)} samples '
+             'decoded.']
     if bad and loader.on_error == 'raise':
         notes.append("Training stops at the first sample that cannot be used: loader.on_error is 'raise'.")
     draws = [(item.placed.draw, item.placed.length) for item in found.items[:COUNTED]]
