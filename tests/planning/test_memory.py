@@ -97,10 +97,10 @@ def test_a_reference_and_an_average_are_as_large_as_their_copies(small, frozen, 
     model = add_adapters(small.build(seed=0), lora and dict(parts=lora, rank=2))
     parts = {part: dict(trainable=False) for part in frozen}
     build_optimizer(model, parts, {'type': 'AdamW', 'lr': 1e-3})
-    memory = model_memory(model, {part: False for part in frozen}, reference=True, average=True)
+    memory = model_memory(model, dict.fromkeys(frozen, False), reference=True, average=True)
     copies = LiveReference(model).copies
     assert memory.reference == sum(p.nbytes for part in copies.values() for p in [*part.parameters(), *part.buffers()])
     assert memory.average == sum(tensor.nbytes for tensor in WeightAverage(model, 0.9).tensors().values())
-    plain = model_memory(model, {part: False for part in frozen})
+    plain = model_memory(model, dict.fromkeys(frozen, False))
     assert plain.total == memory.total - memory.reference - memory.average
     assert not {'reference', 'average'} & plain.categories().keys()
