@@ -52,6 +52,25 @@ def _write(path: Path, frames: int, rate, *, codec: str = 'libx264', options: di
 
 
 @pytest.fixture(scope='session')
+def shorten():
+    """Config -> a copy with two blocks in each part and a few samples in each data set that is made."""
+    def shorter(value, key=''):
+        if isinstance(value, dict):
+            value = {name: shorter(item, name) for name, item in value.items()}
+            if 'full_attention_blocks' in value:
+                value['full_attention_blocks'] = [1]
+            return value
+        return min(value, {'depth': 2, 'size': 40, 'window': 16}.get(key, value)) if type(value) is int else value
+
+    def shorten(config):
+        config = shorter(config.to_dict())
+        for stage in config['stages'].values():
+            stage['loader']['num_workers'] = 0
+        return config
+    return shorten
+
+
+@pytest.fixture(scope='session')
 def clips() -> SimpleNamespace:
     """Numbered videos: `write` makes a file, `number` reads a frame, `picture` is what was drawn."""
     return SimpleNamespace(write=_write, number=_number, picture=_picture)

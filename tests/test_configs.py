@@ -1,10 +1,13 @@
 """Every shipped config loads, builds on the meta device, and says what it is for; the recipe is the report's."""
 import ast
+import io
 import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from qvlkit.cli.dry_run import dry_run
 from qvlkit.config import load_config
 from qvlkit.engine.optimizer import trainable_table
 from qvlkit.models.builder import build_model, stage_model
@@ -42,6 +45,18 @@ def test_loads_and_builds(path):
     model = built(path)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert total_parameters(model) > 1_000_000
+
+
+@pytest.mark.parametrize('path', [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (
+    path.stem.startswith('qwen25vl'))) for path in CONFIGS])
+def test_every_stage_is_rehearsed(path, shorten):
+    """With two blocks in each part: the released depth is test_dry_run's."""
+    console, config = Console(record=True, width=120, file=io.StringIO()), shorten(load_config(path))
+    assert dry_run(config, console=console) == 0
+    text = console.export_text()
+    assert [line.split()[1] for line in text.splitlines() if line.startswith('stage ')] == config['run']
+    assert text.count('that trains') == text.count('features') == len(config['run'])
+    assert ('synthetic' in text) == (path.stem != 'qwen25vl_tiny')
 
 
 @pytest.mark.parametrize('name', TOTALS)

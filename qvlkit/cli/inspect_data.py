@@ -80,7 +80,7 @@ def build_page(config: dict, stage: str, *, samples: int, steps: int, epoch: int
     Raises:
         ValueError: A file that the stage reads is absent, or no sample can be used.
     """
-    from qvlkit.planning.close_up import CloseUp, close_ups
+    from qvlkit.planning.close_up import CloseUp, close_ups, run_processor
     from qvlkit.planning.composition import compose
     from qvlkit.planning.data_page import data_page, source_table
     from qvlkit.planning.survey import survey
@@ -93,33 +93,38 @@ def build_page(config: dict, stage: str, *, samples: int, steps: int, epoch: int
             progress('encoding samples', len(shown), samples)
         else:
             bad.append(result)
-    notes = [f'stage {stage}, {type(loader.processor.tokenizer).__name__} with '
-             f'{loader.processor.tokenizer.vocab_size:,} ids, visit {epoch} of each source, seed '
-             f'{config.get("seed", 0)}. The first {len(found.steps):,} steps of one process, planned from headers; '
-             f'{len(shown)} samples decoded.']
+    tokenizer = run_processor(loader.processor).tokenizer
+    notes = [f'stage {stage}, {type(tokenizer).__name__} with {tokenizer.vocab_size:,} ids, visit {epoch} of '
+             f'each source, seed {config.get("seed", 0)}. '
+             f'The first {len(found.steps):,} steps of one process, planned from headers; {len(shown)} samples '
+             'decoded.']
     if bad and loader.on_error == 'raise':
         notes.append("Training stops at the first sample that cannot be used: loader.on_error is 'raise'.")
     draws = [(item.placed.draw, item.placed.length) for item in found.items[:COUNTED]]
     composition = compose((loader.mixture.sample(draw.source, draw.index), length) for draw, length in draws)
-    page = data_page(f'Data of {stage}', found, shown, bad, loader.processor.tokenizer, notes=notes,
-                     composition=composition)
+    page = data_page(f'Data of {stage}', found, shown, bad, tokenizer, notes=notes, composition=composition)
     return page, source_table(found, bad), composition
 
 
 def build_stage_loader(config: dict, name: str) -> Any:
     """The loader of a stage, as training builds it; the model is rules on the meta device, without weights."""
-    from qvlkit.models.builder import build_model
+    from qvlkit.models.builder import build_model, stage_model
     from qvlkit.planning.readiness import absent_paths
-    from qvlkit.registry import DATASETS
+    from qvlkit.registry import DATASETS, TRAINERS
     from qvlkit.train.recipe import build_loader, build_processor, build_tokenizer
+    from qvlkit.train.stage_check import check_stage
+    check_stage(config, name)
     absent = absent_paths(config, [name])
     if absent:
         raise ValueError('; '.join(map(str, absent)))
     stage, seed = config['stages'][name], config.get('seed', 0)
     dataset = DATASETS.build(stage['data'], config_key=f'stages.{name}.data')
+    dataset = TRAINERS.get(stage['trainer']['type']).prepare_dataset(dataset, stage, config_key=f'stages.{name}')
     tokenizer = build_tokenizer(config['tokenizer'], dataset)
     rules = build_model(stage.get('model', config['model']), vocab_size=tokenizer.vocab_size, device='meta')
     processor = build_processor(rules, tokenizer, stage.get('processor', config.get('processor', {})), seed=seed)
+    if stage.get('towers'):
+        rules = stage_model(config, stage, name=name, vocab_size=tokenizer.vocab_size, device='meta')
     return build_loader(dataset, processor, rules, stage, seed=seed, num_workers=0)
 
 

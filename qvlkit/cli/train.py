@@ -58,7 +58,7 @@ def train(arguments: argparse.Namespace) -> int | None:
     check_complete(config, stages)
     if arguments.dry_run:
         from qvlkit.cli.dry_run import dry_run
-        return dry_run(config, stages=stages)
+        return dry_run(config, stages=stages, load_from=arguments.load_from)
     from qvlkit.train.recipe import run_recipe
     return run_recipe(config, stages=stages, resume=arguments.resume, load_from=arguments.load_from,
                       work_dir=arguments.work_dir)

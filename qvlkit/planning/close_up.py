@@ -9,11 +9,14 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from qvlkit.data.datasets.mixture import Mixture
+from qvlkit.data.image_text import EncodedPair
 from qvlkit.data.planner import drawn_sample
 from qvlkit.data.processor import Processor
+from qvlkit.data.transforms.chat_template import END_OF_TEXT
 from qvlkit.data.transforms.patchify import unpatchify
 from qvlkit.planning.survey import Item
 from qvlkit.report.picture import Picture
@@ -27,7 +30,8 @@ CHARACTER = 4  # bytes of a character at most, hence tokens
 
 
 class Piece(NamedTuple):
-    """A stretch of tokens: its text, its role ('target', 'control', 'visual', 'context') and its ids."""
+    """A stretch of tokens: its text, its role ('target', 'control', 'visual', 'context', of a preference pair 'chosen'
+    and 'rejected') and its ids."""
     text: str
     role: str
     ids: tuple[int, ...]
@@ -38,13 +42,30 @@ class CloseUp:
     """A sample, planned and encoded.
 
     placed: with its regions in pixels of the pictures as the model sees them. frames: of each medium, uint8 (frames, H,
-    W, C) rebuilt from the patches. roles (T,): of each token.
+    W, C) rebuilt from the patches. roles (T,): of each token. kind: 'conversation', 'caption' (a picture and its
+    caption: the tokens are the caption) or 'preference'.
     """
     item: Item
     placed: Sample
     encoded: EncodedSample
     frames: list[np.ndarray]
     roles: np.ndarray
+    kind: str = 'conversation'
+
+    def facts(self) -> str:
+        """What it takes of a row, in one line."""
+        encoded, visual = self.encoded, sum(self.encoded.token_counts)
+        targets = f'{int(encoded.is_target.sum()):,}'
+        if self.kind == 'caption':
+            return f'{visual + encoded.length:,} tokens: {visual:,} cells of the picture, {targets} of its caption'
+        if self.kind == 'conversation':
+            return f'{encoded.length:,} tokens, of which {targets} targets and {visual:,} visual'
+        prompt, chosen, rejected = encoded.lengths
+        starts = [encoded.position_ids[:, row].tolist() for row in (prompt, prompt + chosen)]
+        first, second = (', '.join(map(str, start)) for start in starts)
+        where = f'both from position ({first})' if first == second else f'from positions ({first}) and ({second})'
+        return (f'{encoded.length:,} tokens: {prompt:,} of the prompt ({visual:,} visual), {chosen:,} of the chosen '
+                f'and {rejected:,} of the rejected answer, {where}')
 
     def regions(self, media_index: int) -> list[Region]:
         """Regions on one medium, in reading order."""
@@ -104,26 +125,53 @@ class CloseUp:
         return {name: _corners(row) for name, row in zip(names, ids)}
 
 
-def close_up(item: Item, mixture: Mixture, processor: Processor) -> CloseUp:
-    """Encode one planned sample, by the steps that training takes; SampleError if it cannot be used."""
+def close_up(item: Item, mixture: Mixture, processor: Any) -> CloseUp:
+    """Encode one planned sample, by the steps that training takes; SampleError if it cannot be used.
+
+    Args:
+        item: The sample.
+        mixture, processor: The loader's: the processor is what the stage's trainer encodes with.
+    """
     draw = item.placed.draw
     sample = drawn_sample(draw, mixture, processor, item.placed.shrink)
     encoded = processor.encode(sample, epoch=draw.epoch)
     if encoded.length != item.placed.length:
         raise SampleError(item.id, f'has {encoded.length} tokens and was planned with {item.placed.length}: the data '
                           'or its index have changed', 'length_changed')
-    frames = [unpatchify(np.asarray(patches), grid, processor.geometry)
+    whole, kind = run_processor(processor), 'conversation'
+    control = {END_OF_TEXT}
+    if not isinstance(encoded, EncodedSample):  # of image_text.py
+        encoded, kind = _caption(encoded), 'caption'
+    else:
+        written = whole.written(sample, epoch=draw.epoch)
+        control |= {segment.text for segment in written.segments if segment.kind == 'control'}
+    frames = [unpatchify(np.asarray(patches), grid, whole.geometry)
               for patches, grid in zip(encoded.patches, encoded.grids)]
-    written = processor.written(sample, epoch=draw.epoch)
-    control = [processor.tokenizer.special_id(segment.text) for segment in written.segments
-               if segment.kind == 'control']  # plain text never gives these ids
-    roles = np.where(np.isin(encoded.token_ids.numpy(), control), 'control', 'context')
+    ids = [whole.tokenizer.special_id(text) for text in control]  # plain text never gives these
+    is_control = np.isin(encoded.token_ids.numpy(), ids)
+    roles = np.where(is_control, 'control', 'context').astype('<U12')
     roles[encoded.visual_rows.numpy()] = 'visual'
-    roles[encoded.is_target.numpy()] = 'target'
-    return CloseUp(item, processor.placed(sample, epoch=draw.epoch), encoded, frames, roles)
+    roles[encoded.is_target.numpy() & (~is_control if kind == 'caption' else True)] = 'target'
+    if hasattr(encoded, 'lengths'):  # of preference.py
+        kind, (prompt, chosen, _) = 'preference', encoded.lengths
+        roles[prompt:prompt + chosen], roles[prompt + chosen:] = 'chosen', 'rejected'
+    return CloseUp(item, whole.placed(sample, epoch=draw.epoch), encoded, frames, roles, kind)
 
 
-def close_ups(items: Sequence[Item], count: int, mixture: Mixture, processor: Processor
+def run_processor(encoder: Any) -> Processor:
+    """The run's processor of what a trainer encodes with: itself, or what it is made of."""
+    return getattr(encoder, 'processor', encoder)
+
+
+def _caption(pair: EncodedPair) -> EncodedSample:
+    """A picture and its caption as a sample whose tokens are the caption."""
+    length = len(pair.token_ids)
+    return EncodedSample(pair.id, pair.token_ids, torch.ones(length, dtype=torch.bool), torch.arange(length)[None],
+                         [pair.patches], [pair.grid], ['image'], [pair.num_cells],
+                         torch.zeros(0, dtype=torch.int64), pair.source, pair.extra)
+
+
+def close_ups(items: Sequence[Item], count: int, mixture: Mixture, processor: Any
               ) -> Iterator[CloseUp | SampleError]:
     """Close-ups of `count` planned samples, if so many can be encoded, and the errors of those that cannot.
 

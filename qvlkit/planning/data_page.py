@@ -17,7 +17,10 @@ ROWS_SHOWN = 40  # of the pack map
 REASONS_SHOWN = 20
 COMPOSITION_SHOWN = ('kind', 'subset', 'language')  # as bars
 MEDIA_SHOWN = 4  # images of a sample, and videos
-ROLES = {'target (learned)': 'target', 'context': 'context', 'control token': 'control', 'visual token': 'visual'}
+_OTHERS = {'context': 'context', 'control token': 'control', 'visual token': 'visual'}
+ROLES = dict(conversation={'target (learned)': 'target', **_OTHERS},
+             caption={'caption': 'target', 'control token': 'control'},
+             preference={'chosen answer': 'chosen', 'rejected answer': 'rejected', **_OTHERS})
 
 
 def source_table(survey: Survey, bad: Sequence[SampleError] = ()) -> tuple[list[str], list[list]]:
@@ -162,8 +165,7 @@ def _close_up(page: Page, number: int, shown: CloseUp, tokenizer: Any) -> None:
     page.heading(f'{number}. {item.id}', level=3)
     media = shown.placed.media()
     shrink = f'; shrink factor {item.placed.shrink:.3g}' if media else ''
-    page.text(f'source {item.source}; visit {draw.epoch}; {encoded.length:,} tokens, of which '
-              f'{int(encoded.is_target.sum()):,} targets and {sum(encoded.token_counts):,} visual{shrink}')
+    page.text(f'source {item.source}; visit {draw.epoch}; {shown.facts()}{shrink}')
     if media:
         page.table(('medium', 'opened as', 'seen as', 'grid (t x h x w)', 'tokens', 'edits', 'limits'),
                    [(f'{index + 1}: {medium.kind}', _size(medium.source_size), _seen(medium),
@@ -179,7 +181,7 @@ def _close_up(page: Page, number: int, shown: CloseUp, tokenizer: Any) -> None:
     hidden = sum(max(0, len(found) - MEDIA_SHOWN) for found in (images, videos))
     if hidden:
         page.text(f'and {hidden} more, which are not shown', soft=True)
-    page.legend(ROLES)
+    page.legend(ROLES[shown.kind])
     page.tokens(_token_pieces(shown, tokenizer))
     page.separate_plots(f'Position ids of sample {number}', shown.positions(), 'token')
 

@@ -3,6 +3,8 @@
     weights       sum over parameters and buffers of numel * bytes (float32 in training: 4; less where quantized)
     gradients     the same over the parameters that train: of a part with adapters, these
     optimizer     twice the gradients: AdamW's two moments
+    reference     a live DPO reference: a frozen copy of each part that trains by other weights than adapters
+    average       the moving average of what trains (`ema`), in float32 at least
     activations   the storages that autograd keeps between the forward and the backward pass of one row, each counted
                   once, parameters left out. Counted on the pass itself (`saved_activations`), so it holds for any part,
                   any backend and any precision; with bf16 it includes the copies that autocast makes of the weights.
@@ -31,6 +33,8 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
+    reference: int = 0
+    average: int = 0
     activations: int = 0
     head: int = 0
 
@@ -39,24 +43,32 @@ class Memory:
         return sum(self.categories().values())
 
     def categories(self) -> dict[str, int]:
-        """Name -> bytes."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Name -> bytes; without `reference` and `average` where there is none."""
+        sizes = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: size for name, size in sizes.items() if size or name not in ('reference', 'average')}
 
 
-def model_memory(model: nn.Module, trainable: Mapping[str, bool]) -> Memory:
-    """What training holds before the first row arrives: weights, gradients and optimizer states.
+def model_memory(model: nn.Module, trainable: Mapping[str, bool], *, reference: bool = False,
+                 average: bool = False) -> Memory:
+    """What training holds before the first row arrives: weights, gradients, optimizer states, and copies.
 
     Args:
         model: May be on the meta device, or fake.
         trainable: Part -> whether it trains; a part that is not named does.
+        reference, average: Whether the stage has a live reference, and a moving average.
     """
-    weights, gradients = sum(buffer.nbytes for buffer in model.buffers()), 0
+    weights, gradients, averages = sum(buffer.nbytes for buffer in model.buffers()), 0, 0
     adapted = {name.partition('.')[0] for name, _ in model.named_parameters() if is_adapter(name)}
     for name, parameter in model.named_parameters():
         part, size = name.partition('.')[0], parameter.numel() * parameter.element_size()
         weights += size
-        gradients += size * (trainable.get(part, True) and (part not in adapted or is_adapter(name)))
-    return Memory(weights, gradients, OPTIMIZER_STATES * gradients)
+        if trainable.get(part, True) and (part not in adapted or is_adapter(name)):
+            gradients += size
+            averages += parameter.numel() * torch.promote_types(parameter.dtype, torch.float32).itemsize
+    copied = [module for part, module in model.named_children() if trainable.get(part, True) and part not in adapted
+              and any(True for _ in module.parameters())]
+    copies = sum(tensor.nbytes for module in copied for tensor in [*module.parameters(), *module.buffers()])
+    return Memory(weights, gradients, OPTIMIZER_STATES * gradients, reference * copies, average * averages)
 
 
 def head_memory(*, num_targets: int, vocab_size: int, chunk_rows: int, compute_dtype: torch.dtype) -> int:

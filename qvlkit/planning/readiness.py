@@ -4,18 +4,20 @@ Looks at paths and sizes only: nothing is read, and the model is built on the me
 """
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from qvlkit.engine.adapters import add_adapters
 from qvlkit.engine.optimizer import trainable_table
 from qvlkit.models.builder import stage_model
-from qvlkit.planning.memory import format_bytes, model_memory
+from qvlkit.planning.memory import Memory, format_bytes, model_memory
 from qvlkit.planning.parameters import total_parameters
+from qvlkit.registry import TRAINERS
 
 PATH_KEYS = ('path', 'media_root')  # keys of tokenizers and datasets that name a file or folder to read
 
@@ -31,19 +33,22 @@ class AbsentPath:
         return f'{self.key}: no such {self.kind} {self.path!r}'
 
 
-def check_ready(config: dict, stages: list[str] | None = None, *, device_bytes: int | None = None) -> None:
+def check_ready(config: dict, stages: list[str] | None = None, *, starting: list[str] | None = None,
+                device_bytes: int | None = None) -> None:
     """Refuse a run whose files are absent, or whose model is larger than the device.
 
     Args:
         config: Resolved; see `qvlkit.config.load_config`.
         stages: Names of the stages that will run; the config's `run` if absent.
+        starting: Those of them that take their first weights from where the config says; all if absent.
         device_bytes: Memory of the device; that of the first CUDA device, or of the machine, if absent.
 
     Raises:
         ValueError: One sentence with every reason, each of which begins with its config key.
     """
     stages = list(config['run']) if stages is None else stages
-    reasons = [str(absent) for absent in absent_paths(config, stages)]
+    starting = stages if starting is None else starting
+    reasons = [str(absent) for absent in [*absent_paths(config, stages), *absent_sources(config, starting)]]
     where = 'this device'
     if device_bytes is None:
         device_bytes, where = device_memory()
@@ -62,8 +67,24 @@ def absent_paths(config: dict, stages: list[str]) -> list[AbsentPath]:
     found = list(_paths(config.get('tokenizer', {}), 'tokenizer'))
     for name in stages:
         found += _paths(config['stages'][name].get('data', {}), f'stages.{name}.data')
+    return _absent(found)
+
+
+def absent_data(config: dict, key: str) -> list[AbsentPath]:
+    """Paths in a dict of the config, at `key`, that do not exist."""
+    return _absent(_paths(config, key))
+
+
+def _absent(paths: Iterable[tuple[str, str]]) -> list[AbsentPath]:
     return [AbsentPath(key, path, 'file' if key.startswith('stages.') and key.endswith('.path') else 'folder')
-            for key, path in found if not _leads_somewhere(path)]
+            for key, path in paths if not _leads_somewhere(path)]
+
+
+def absent_sources(config: dict, stages: list[str]) -> list[AbsentPath]:
+    """Folders of first weights (`init`) that do not exist; what is no folder is the name of a stage."""
+    return [AbsentPath(f'stages.{name}.init.{part}', source, f'stage ({", ".join(config["stages"])}) or folder')
+            for name in stages for part, source in (config['stages'][name].get('init') or {}).items()
+            if source is not None and source not in config['stages'] and not Path(source).expanduser().is_dir()]
 
 
 def _leads_somewhere(path: str) -> bool:
@@ -98,11 +119,26 @@ def _too_large(config: dict, name: str, device_bytes: int, where: str) -> str | 
     model = stage_model(config, stage, name=name, vocab_size=vocab_size, device='meta')
     add_adapters(model, stage.get('lora'), f'stages.{name}.lora')
     table = trainable_table(model, stage.get('parts') or {}, stage['optimizer'], config_key=f'stages.{name}.optimizer')
-    needed = model_memory(model, {row['part']: row['trainable'] for row in table}).total
-    if needed <= device_bytes:
+    memory = stage_memory(model, stage, {row['part']: row['trainable'] for row in table})
+    if memory.total <= device_bytes:
         return None
-    return (f'{key}: {total_parameters(model):,} parameters need {format_bytes(needed)} for weights, gradients and '
-            f'optimizer states, but {where} has {format_bytes(device_bytes)}')
+    copies = ''.join(f', {what}' for size, what in ((memory.reference, "the reference's copy"),
+                                                    (memory.average, 'the moving average')) if size)
+    return (f'{key}: {total_parameters(model):,} parameters need {format_bytes(memory.total)} for weights, gradients, '
+            f'optimizer states{copies}, but {where} has {format_bytes(device_bytes)}')
+
+
+def stage_memory(model: nn.Module, stage: dict, trainable: dict[str, bool]) -> Memory:
+    """What a stage holds before its first row: as its trainer and its `ema` say.
+
+    Args:
+        model: With its adapters, perhaps on the meta device.
+        stage: Its config.
+        trainable: Part -> whether it trains.
+    """
+    trainer = TRAINERS.get(stage['trainer']['type'])
+    return model_memory(model, trainable, reference=trainer.keeps_reference(stage['trainer']),
+                        average=bool(stage.get('ema')))
 
 
 def vocabulary_rows(config: dict, stage: dict) -> int | None:

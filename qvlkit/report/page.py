@@ -15,15 +15,16 @@ from qvlkit.report.picture import Picture, data_uri, picture_html
 SERIES = ('#3b7dd8', '#e08a1e', '#8a8f98', '#2f9e62', '#b5508f', '#6a5acd')  # of plots, on white and black
 INK = '#808790'  # of axes: a middle grey for both settings
 LEGEND = 8  # series that a plot names, at most
-TOKEN_CLASSES = ('target', 'control', 'visual', 'context')
+TOKEN_CLASSES = ('target', 'control', 'visual', 'context', 'chosen', 'rejected')
 EDGE = '#b9bec6'  # of intervals, which lie half on a bar
 
 STYLE = '''
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #60666e; --ground: #fbfbfa; --card: #fff; --line: #e3e4e6;
-  --good: #1a8a4a; --bad: #cf3238; --target: #b9e8c8; --control: #d9dce0; --visual: #f9ddb3; }
+  --good: #1a8a4a; --bad: #cf3238; --target: #b9e8c8; --control: #d9dce0; --visual: #f9ddb3;
+  --rejected: #f7c9c4; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e9ea; --soft: #9aa0a8; --ground: #16181b; --card: #1e2125;
   --line: #32363c; --good: #4cc07c; --bad: #f0696d; --target: #1d5c37; --control: #3a4048;
-  --visual: #6b4a13; } }
+  --visual: #6b4a13; --rejected: #6e2b2a; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif; }
@@ -75,7 +76,8 @@ figure { margin: 0; }
 .tokens i { font-style: normal; border-radius: 3px; padding: .08rem 0; }
 .tokens i:hover { outline: 1px solid var(--ink); }
 i.target { background: var(--target); } i.control { background: var(--control); color: var(--soft); }
-i.visual { background: var(--visual); } .tokens em { color: var(--soft); }
+i.visual { background: var(--visual); } i.chosen { background: var(--target); }
+i.rejected { background: var(--rejected); } .tokens em { color: var(--soft); }
 figcaption b { color: var(--ink); font-weight: 600; }
 .mark { float: right; font-weight: 700; margin-left: .5rem; }
 .good .mark { color: var(--good); } .bad .mark { color: var(--bad); }

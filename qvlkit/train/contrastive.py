@@ -12,7 +12,7 @@ from torch import nn
 
 from qvlkit.data.image_text import ImageTextProcessor, collate_image_text
 from qvlkit.losses.contrastive import nearest_is_own
-from qvlkit.planning.flops import PairCost, SampleCost
+from qvlkit.planning.flops import PairCost, PartFlops, SampleCost, pair_flops
 from qvlkit.registry import LOSSES, TRAINERS
 from qvlkit.structures import ImageTextBatch, Measure
 from qvlkit.train.trainer import Trainer
@@ -38,6 +38,7 @@ class ContrastiveTrainer(Trainer):
         ValueError: The model has no text tower.
     """
     collate = staticmethod(collate_image_text)
+    two_towers = True
 
     def __init__(self, *, loss: dict | Callable | None = None, max_text_tokens: int = MAX_TEXT_TOKENS,
                  **arguments: Any):
@@ -59,6 +60,10 @@ class ContrastiveTrainer(Trainer):
     def sample_cost(cls, model: nn.Module, trainable: Mapping[str, bool]) -> Callable[[Measure], float]:
         """Operations of both towers. (A model without towers is refused later, where the stage's name is known.)"""
         return (PairCost if _has_towers(model) else SampleCost)(model, trainable)
+
+    def part_flops(self, batch: ImageTextBatch) -> list[PartFlops]:
+        """Of both towers, each pair once: that several rows are embedded twice is the price of memory, not work."""
+        return pair_flops(self.model, batch, self.trains())
 
     def prepare_step(self, rows: list[ImageTextBatch]) -> None:
         """Limit the scale; of several rows or ranks, embed all and keep each row's share of the loss and its gradients.

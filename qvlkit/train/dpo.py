@@ -17,6 +17,7 @@ from qvlkit.data.datasets.mixture import as_mixture
 from qvlkit.data.preference import PreferenceProcessor, collate_pairs
 from qvlkit.engine.adapters import adapters_disabled, has_adapters
 from qvlkit.losses.log_probabilities import linear_log_probabilities
+from qvlkit.planning.flops import PartFlops, reference_flops
 from qvlkit.registry import LOSSES, TRAINERS, near_names
 from qvlkit.structures import PreferenceBatch
 from qvlkit.train.reference import (
@@ -92,6 +93,19 @@ class DPOTrainer(Trainer):
                 raise ValueError(f'{config_key}.data.parts.{place}.epochs: each pair is seen once, but this is '
                                  f'{source.epochs}; say {config_key}.trainer.allow_repeats=True if it is meant')
         return mixture.read_once()
+
+    @classmethod
+    def keeps_reference(cls, settings: dict) -> bool:
+        """A live one."""
+        return settings.get('reference', 'live') == 'live'
+
+    def part_flops(self, batch: PreferenceBatch) -> list[PartFlops]:
+        """Of the policy, forward and backward, and of a live reference, forward: the loss cannot be had without it. A
+        stored one was computed before the first step."""
+        parts = super().part_flops(batch)
+        if parts and self.live is not None:
+            parts.append(reference_flops(self.live.model, batch, shares_features=self.live.shares_features))
+        return parts
 
     def loss_units(self, batch: PreferenceBatch) -> int:
         """Pairs."""

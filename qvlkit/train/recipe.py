@@ -31,6 +31,7 @@ from qvlkit.registry import DATASETS, HOOKS, SCHEDULES, TOKENIZERS, TRAINERS, co
 from qvlkit.structures import SampleError, Turn
 from qvlkit.train.guard import build_guard
 from qvlkit.train.hand_over import WHOLE, describe, first_weights, load_first_weights
+from qvlkit.train.stage_check import check_stage
 from qvlkit.train.summary import changed_settings, read_summary, stage_settings, write_summary
 from qvlkit.train.trainer import Trainer
 
@@ -66,7 +67,11 @@ def run_recipe(config: dict, *, stages: list[str] | None = None, resume: bool = 
             raise ValueError(f'work_dir: {folder / name} holds the checkpoints of an earlier run; go on with --resume, '
                              'or choose another folder with --work-dir')
     waiting = [name for name in stages if not _is_finished(config, name, folder)]
-    check_ready(config, waiting)
+    for name in waiting:
+        check_stage(config, name)
+    starting = [name for name in waiting if not (resume and checkpoints(folder / name))
+                and not (load_from is not None and name == stages[0])]
+    check_ready(config, waiting, starting=starting)
     if load_from is not None and not Path(load_from).expanduser().is_dir():
         raise FileNotFoundError(f'{load_from}: no such folder to load weights from')
     if config.get('threads'):
@@ -134,8 +139,7 @@ def build_stage(config: dict, name: str, work_dir: Path, *, load_from: str | dic
         load_from: Folder whose weights it starts from, or part -> folder.
         tokenizer: That of the run; if absent, the one that the config names, for this stage's data alone.
     """
-    if name not in config['stages']:
-        raise ValueError(f'run: no stage is called {name!r}; stages: {", ".join(config["stages"])}')
+    check_stage(config, name)
     stage, key = config['stages'][name], f'stages.{name}'
     seed = config.get('seed', 0)
     seed_everything(seed)

@@ -20,7 +20,7 @@ from qvlkit.data.collate import collate
 from qvlkit.engine.ema import WeightAverage
 from qvlkit.engine.freezing import Freezing
 from qvlkit.engine.seed import rng_state, set_rng_state
-from qvlkit.planning.flops import SampleCost, batch_flops
+from qvlkit.planning.flops import PartFlops, SampleCost, batch_flops
 from qvlkit.structures import Measure, PackedBatch
 from qvlkit.train.checkpointing import load_training_state, save_training_state
 from qvlkit.train.guard import Guard
@@ -51,9 +51,10 @@ class Trainer(ABC):
 
     What a trainer needs of its data it says in class attributes: `collate` joins encoded samples to a batch,
     `encoder` makes of the processor what measures and encodes its samples, `sample_cost` is what they cost, and
-    `prepare_dataset` may say how often they are read.
+    `prepare_dataset` may say how often they are read. `two_towers`: its model is a TwoTowers, not a VLM.
     """
     collate: Callable[..., Any] = staticmethod(collate)
+    two_towers = False
 
     def __init__(self, model: nn.Module, loader: Any, *, optimizer: torch.optim.Optimizer, schedule: Any, strategy: Any,
                  hooks: list[Hook], max_steps: int, max_grad_norm: float | None, work_dir: Path, stage: str,
@@ -103,6 +104,11 @@ class Trainer(ABC):
         """Measure -> operations of a sample in a step, by which rows are evened out."""
         return SampleCost(model, trainable)
 
+    @classmethod
+    def keeps_reference(cls, settings: dict) -> bool:
+        """Whether a frozen copy of what trains stands beside the model (`settings`: the trainer's config)."""
+        return False
+
     @abstractmethod
     def compute_loss(self, batch: Any) -> torch.Tensor:
         """Sum of the losses of the batch: a scalar tensor."""
@@ -113,10 +119,17 @@ class Trainer(ABC):
 
     def flops(self, batch: Any) -> int:
         """Operations of a step over the batch, nothing counted twice; 0 where nobody knows."""
+        return sum(part.total for part in self.part_flops(batch))
+
+    def part_flops(self, batch: Any) -> list[PartFlops]:
+        """The same by part; none where nobody knows."""
         if not isinstance(batch, PackedBatch) or not hasattr(self.model, 'parts'):
-            return 0
-        trains = {name: any(p.requires_grad for p in part.parameters()) for name, part in self.model.parts().items()}
-        return sum(part.total for part in batch_flops(self.model, batch, trains))
+            return []
+        return batch_flops(self.model, batch, self.trains())
+
+    def trains(self) -> dict[str, bool]:
+        """Part -> whether something of it trains now."""
+        return {name: any(p.requires_grad for p in part.parameters()) for name, part in self.model.parts().items()}
 
     def prepare_step(self, rows: list) -> None:  # noqa: B027
         """Called with the rows of a step, on the device, before the first loss."""

@@ -1,6 +1,7 @@
 """The dry run: largest config on two cores, the tiny one with its own data, and what it refuses."""
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -34,7 +35,7 @@ def rehearse(config: str | Path, *overrides: str) -> str:
 @pytest.mark.slow
 def test_72b_on_a_small_machine():
     start = time.monotonic()
-    result = command('configs/qwen25vl_72b.py', '--stages', 'sft', '--dry-run')
+    result = command('configs/qwen25vl_72b.py', '--dry-run')
     seconds = time.monotonic() - start
     assert result.returncode == 0, result.stderr
     *lines, peak = result.stdout.strip().splitlines()
@@ -64,6 +65,7 @@ def tiny_text(tmp_path):
                              {'role': 'assistant', 'content': str(2 * i)}]} for i in range(64)]
     (tmp_path / 'chat.json').write_text(json.dumps(records))
     config = load_config('qwen25vl_tiny').to_dict()
+    config['run'] = ['sft']
     stage = config['stages']['sft']
     stage['data'] = dict(type='ConversationDataset', path=str(tmp_path / 'chat.json'))
     stage['loader'] = dict(row_length=256, window=16)
@@ -137,3 +139,60 @@ def rehearse_plain(config: dict, path: Path) -> str:
     del config['stages']['sft']['lora']
     path.write_text(json.dumps(config))
     return rehearse(path)
+
+
+@pytest.fixture(scope='module')
+def pair_stages(shorten):
+    """overrides -> the tiny config with few samples and its stages of pairs alone."""
+    def make(*overrides):
+        return shorten(load_config('qwen25vl_tiny', ['run=[contrastive,dpo]', 'tokenizer.vocab_size=320',
+                                                     'stages.contrastive.loader.row_length=256',
+                                                     'stages.dpo.loader.row_length=256', *overrides]))
+    return make
+
+
+def rehearsed(config) -> dict[str, str]:
+    """Stage -> what the dry run prints of it."""
+    console = Console(record=True, width=120, file=io.StringIO())
+    assert dry_run(config, console=console) == 0
+    parts = re.split(r'^stage (\w+) .*$', console.export_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def test_pairs_are_rehearsed_as_their_trainers_take_them(pair_stages):
+    found = rehearsed(pair_stages('stages.contrastive.accumulation=2', 'stages.contrastive.ema.decay=0.9'))
+    contrastive, dpo = found['contrastive'], found['dpo']
+    for fact in ('AttentionPooling', 'TextTransformer', 'Temperature', 'text_tower ',
+                 'pairs of a picture and its caption; 2 such rows', 'picture vectors', 'caption vectors',
+                 'init       first weights: vision encoder, '):
+        assert fact in contrastive, fact
+    sizes = {name: re.search(rf'^{name} +([\d.]+) (\w+)$', contrastive, re.MULTILINE)[1]
+             for name in ('weights', 'gradients', 'average', 'optimizer')}
+    assert sizes['weights'] == sizes['gradients'] == sizes['average']
+    assert float(sizes['optimizer']) == pytest.approx(2 * float(sizes['weights']), abs=0.02)
+    assert re.search(r'preference pairs, \d+ targets of both answers', dpo)
+    assert 'init       vision encoder from stage contrastive; first weights: merger, language model' in dpo
+    assert re.search(r'^reference +[\d.]+ MFLOP +0', dpo, re.MULTILINE)
+    assert re.search(r'^reference +[\d.]+ .iB$', dpo, re.MULTILINE) and 'average' not in dpo
+
+
+def test_a_stored_reference_costs_nothing(pair_stages):
+    assert not re.search('^reference', rehearsed(pair_stages(
+        'run=[dpo]', 'stages.dpo.trainer.reference=stored'))['dpo'], re.MULTILINE)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(trainer=dict(type='SFTTrainer'), hooks={}), r'stages\.contrastive\.towers: SFTTrainer .* ContrastiveTrainer'),
+    (dict(towers=None), r'stages\.contrastive\.towers: the stage names no towers'),
+    (dict(hooks=dict(ask=dict(type='EvaluationHook', dataset={}))), r'stages\.contrastive\.hooks\.ask: EvaluationHook '
+     'asks a whole model'),
+    (dict(hooks=dict(pairs=dict(type='PreferenceHook', dataset={}))), r'hooks\.pairs: PreferenceHook needs a DPO'),
+    (dict(guard=dict(spike_window=0)), 'spike_window'), (dict(ema=dict(decay=2)), r'stages\.contrastive\.ema\.decay'),
+    (dict(lora=dict(parts=['merger'])), r'stages\.contrastive\.lora\.parts'),
+    (dict(init=dict(merger='dpo')), r'stages\.contrastive\.init\.merger: the model of the stage has no such part'),
+    (dict(init=dict(pooling='dpo')), r"stages\.contrastive\.init\.pooling: stage 'dpo' trains no pooling")], ids=str)
+def test_what_does_not_belong_together_is_named(pair_stages, changes, message):
+    config = pair_stages()
+    config['stages']['contrastive'] |= changes
+    with pytest.raises(ValueError, match=message):
+        rehearsed(config)

@@ -264,3 +264,39 @@ def test_boxes_stay_around_what_they_mark_through_crop_flip_and_scale(config, tm
         assert label == 'red' and 'OUTSIDE' not in picture.caption
         assert np.abs(np.array(box) - around).max() <= 2, (sample.item.id, box, around, medium.edits)
     assert edits == {'Crop', 'Flip', 'Resize'}
+
+
+@pytest.fixture(scope='module')
+def recipe_pages(shorten, tmp_path_factory):
+    """Folder with the pages of the contrastive and the DPO stage of the tiny recipe."""
+    folder = tmp_path_factory.mktemp('recipe')
+    (folder / 'config.json').write_text(json.dumps(shorten(load_config('qwen25vl_tiny', ['tokenizer.vocab_size=384']))))
+    for stage in ('contrastive', 'dpo'):
+        assert inspect_data.main([str(folder / 'config.json'), '--stage', stage, '--samples', '3', '--steps', '1',
+                                  '--work-dir', str(folder)]) == 0
+    return folder
+
+
+def test_a_caption_is_coloured_and_its_picture_shown(recipe_pages):
+    text = (recipe_pages / 'contrastive' / 'data.html').read_text(encoding='utf-8')
+    page = PageReader(text)
+    assert [heading for heading in page.headings if heading in SECTIONS] == SECTIONS and len(page.samples) == 3
+    for pieces in page.samples:
+        assert [role for _, role, _ in pieces] == ['target'] * (len(pieces) - 1) + ['control']
+        assert pieces[-1][2] == '<|endoftext|>' and pieces[0][2].strip()
+    assert len(re.findall(r'tokens: \d+ cells of the picture, \d+ of its caption', text)) == 3
+    assert text.count('<figure class="picture') >= 3
+
+
+def test_both_answers_of_a_pair_begin_at_the_same_positions(recipe_pages):
+    text = (recipe_pages / 'dpo' / 'data.html').read_text(encoding='utf-8')
+    page = PageReader(text)
+    lengths = re.findall(r'(\d+) of the chosen and (\d+) of the rejected answer, both from position \(\d', text)
+    assert len(lengths) == len(page.samples) == 3 and 'from positions (' not in text
+    for pieces, (chosen, rejected) in zip(page.samples, lengths):
+        roles = [role for ids, role, _ in pieces for _ in ids.split()]
+        assert roles.count('chosen') == int(chosen) and roles.count('rejected') == int(rejected)
+        order = [role for role in roles if role in ('chosen', 'rejected')]
+        assert order == sorted(order) and roles[-len(order):] == order  # at the end, the chosen one first
+        shown = {role: ''.join(text for _, kind, text in pieces if kind == role) for role in ('chosen', 'rejected')}
+        assert shown['chosen'] < shown['rejected']  # the rule of PicturePairs

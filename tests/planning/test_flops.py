@@ -1,10 +1,13 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from qvlkit.losses.cross_entropy import LinearCrossEntropy
-from qvlkit.planning.flops import batch_flops, format_flops
+from qvlkit.planning.flops import batch_flops, format_flops, reference_flops
+from qvlkit.structures import AttentionPlan
 
 FROZEN = [{}, {'vision_encoder': False}, {'vision_encoder': False, 'merger': False},
           {'vision_encoder': False, 'language_model': False}]
@@ -59,3 +62,20 @@ def test_units():
     assert format_flops(1.5e12) == '1.50 TFLOP'
     assert format_flops(2.782e16) == '27.82 PFLOP'
     assert format_flops(3e18) == '3,000.00 PFLOP'
+
+
+def test_of_preference_pairs_answers_see_the_prompt_that_is_computed_once(small):
+    """Against a count by hand: P = 5 prompt tokens, answers of 3 and 2, and a second pair."""
+    model = small.build(device='meta').language_model
+    plan = AttentionPlan.from_lengths([5, 3, 2, 4, 1, 6], [5, 8, 7, 4, 5, 10], causal=True)
+    attended = (1 + 2 + 3 + 4 + 5) + (6 + 7 + 8) + (6 + 7) + (1 + 2 + 3 + 4) + 5 + (5 + 6 + 7 + 8 + 9 + 10)
+    kv = model.num_kv_heads * model.head_dim
+    matrices = 2 * model.width**2 + 2 * model.width * kv + 3 * model.width * model.feed_forward_width
+    by_hand = model.depth * (2 * 21 * matrices + 4 * model.width * attended) + 2 * 12 * model.width * model.vocab_size
+    batch = SimpleNamespace(attention=plan, num_targets=12, vision_plan=small.row.vision_plan)
+    whole = small.build(device='meta')
+    parts = {part.part: part for part in batch_flops(whole, batch, {'vision_encoder': False})}
+    assert parts['language_model'].forward == by_hand and parts['language_model'].backward == 2 * by_hand
+    own, shared = (reference_flops(whole, batch, shares_features=flag) for flag in (False, True))
+    assert shared.total == shared.forward == by_hand + parts['merger'].forward
+    assert own.forward - shared.forward == parts['vision_encoder'].forward

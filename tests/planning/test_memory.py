@@ -3,9 +3,11 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from qvlkit.engine.adapters import add_adapters
+from qvlkit.engine.ema import WeightAverage
 from qvlkit.engine.optimizer import build_optimizer
 from qvlkit.losses.cross_entropy import LinearCrossEntropy
 from qvlkit.planning.memory import format_bytes, head_memory, model_memory, saved_activations
+from qvlkit.train.reference import LiveReference
 
 
 def loss_of(model, row):
@@ -88,3 +90,17 @@ def test_of_a_part_with_adapters_these_have_gradients_and_states(small, quantize
     saved = {None: 0, 'int8': 3, 'nf4': 3.5}[quantize] * 2 * (2 * 192 * 192 + 2 * 192 * 64 + 3 * 192 * 512)
     whole = model_memory(add_adapters(small.build(device='meta'), config | dict(quantize=None)), {}).weights
     assert 0.85 * saved <= whole - memory.weights <= saved  # less the scales
+
+
+@pytest.mark.parametrize('frozen, lora', [(['vision_encoder'], None), ([], None), (['merger'], ['language_model'])])
+def test_a_reference_and_an_average_are_as_large_as_their_copies(small, frozen, lora):
+    model = add_adapters(small.build(seed=0), lora and dict(parts=lora, rank=2))
+    parts = {part: dict(trainable=False) for part in frozen}
+    build_optimizer(model, parts, {'type': 'AdamW', 'lr': 1e-3})
+    memory = model_memory(model, dict.fromkeys(frozen, False), reference=True, average=True)
+    copies = LiveReference(model).copies
+    assert memory.reference == sum(p.nbytes for part in copies.values() for p in [*part.parameters(), *part.buffers()])
+    assert memory.average == sum(tensor.nbytes for tensor in WeightAverage(model, 0.9).tensors().values())
+    plain = model_memory(model, dict.fromkeys(frozen, False))
+    assert plain.total == memory.total - memory.reference - memory.average
+    assert not {'reference', 'average'} & plain.categories().keys()

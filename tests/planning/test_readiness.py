@@ -2,6 +2,8 @@ import copy
 
 import pytest
 
+from qvlkit.models.builder import stage_model
+from qvlkit.planning.memory import model_memory
 from qvlkit.planning.readiness import absent_paths, check_ready
 
 STAGE = dict(trainer=dict(type='SFTTrainer'), data=dict(type='ConversationDataset', path='data/none.json'),
@@ -66,3 +68,28 @@ def test_a_model_that_a_stage_replaces_is_named_there(config):
     config['stages']['sft'] |= dict(data={}, model=copy.deepcopy(config['model']))
     with pytest.raises(ValueError, match='^stages.sft.model: '):
         check_ready(config, device_bytes=1)
+
+
+def test_first_weights_that_are_not_there_are_told_before_the_run(config):
+    config['tokenizer'] = dict(type='ByteLevelBPE', vocab_size=512)
+    config['stages']['sft'] |= dict(data={}, init=dict(language_model='gone', merger=None))
+    config['stages']['next'] = {**config['stages']['sft'], 'init': dict(merger='sft')}
+    with pytest.raises(ValueError, match=r"^stages\.sft\.init\.language_model: no such stage \(sft, next\) or folder "
+                                         "'gone'; --dry-run"):
+        check_ready(config, ['sft', 'next'])
+    check_ready(config, ['sft', 'next'], starting=['next'])  # a resume needs them no more
+
+
+@pytest.mark.parametrize('changes, word', [
+    (dict(trainer=dict(type='DPOTrainer')), "the reference's copy"), (dict(ema=dict(decay=0.9)), 'the moving average')])
+def test_copies_count(config, changes, word):
+    config['tokenizer'], config['stages']['sft']['data'] = dict(type='ByteLevelBPE', vocab_size=512), {}
+    model = stage_model(config, config['stages']['sft'], vocab_size=512, device='meta')
+    plain = model_memory(model, dict(vision_encoder=False)).total
+    check_ready(config, device_bytes=plain)
+    config['stages']['sft'] |= changes
+    with pytest.raises(ValueError, match=f'optimizer states, {word}, but'):
+        check_ready(config, device_bytes=plain)
+    if 'trainer' in changes:
+        config['stages']['sft']['trainer']['reference'] = 'stored'
+        check_ready(config, device_bytes=plain)

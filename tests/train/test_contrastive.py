@@ -271,3 +271,17 @@ def test_training_finds_the_captions_of_new_pictures(build_towers):
     accuracy, recall = (trainer.results[name] for name in ('zero-shot accuracy', 'retrieval recall@1'))
     assert accuracy['chance'] == pytest.approx(0.125) and recall['chance'] < 0.05
     assert max(accuracy['before'], recall['before']) < 0.16 < 0.25 < min(accuracy['after'], recall['after'])
+
+
+@pytest.mark.parametrize('frozen', ['', 'vision_encoder', 'text_tower'])
+def test_the_operations_of_a_batch_are_those_of_its_pairs(build_towers, frozen):
+    """As the loader counts them; and a step shows them, each row once."""
+    trainer = build_towers(*[f'stages.sft.parts.{frozen}.trainable=false'] * bool(frozen))
+    trains, samples = trainer.trains(), pairs(trainer, 11)
+    rows = rows_of(trainer, [4])
+    cost = PairCost(trainer.model, trains)
+    by_pair = sum(cost(Measure(sample.length, 1, (sample.grid,))) for sample in samples)
+    assert sum(map(trainer.flops, rows)) == by_pair > 0
+    assert trainer.train_step(rows)['flops'].item() == by_pair
+    parts = {part.part: part.backward / part.forward for part in trainer.part_flops(rows[0])}
+    assert parts == {part: 0 if part == frozen else 2 for part in ('vision_encoder', 'pooling', 'text_tower')}

@@ -1,6 +1,7 @@
 """Where a stage's weights come from: the stage before, other stages, folders, nowhere; and what is refused."""
 import json
 import logging
+import re
 
 import pytest
 import torch
@@ -79,9 +80,9 @@ def test_a_stage_that_run_leaves_out_is_skipped_and_told(two, tmp_path, caplog):
 @pytest.mark.parametrize('init, message', [
     (None, "stages.more starts from stage 'sft', which has no checkpoint"),
     (dict(merger='sft'), "stages.more.init.merger: its weights come from stage 'sft', which has no checkpoint"),
-    (dict(merger='gone'), "stages.more.init.merger: 'gone' is neither a stage of this config")], ids=str)
+    (dict(merger='gone'), "stages.more.init.merger: no such stage (contrastive, ")], ids=str)
 def test_a_source_that_is_not_there_is_an_error(two, tmp_path, init, message):
-    with pytest.raises(ValueError, match=message.replace('.', r'\.')):
+    with pytest.raises(ValueError, match=re.escape(message)):
         run_recipe(two(init=init), stages=['more'], work_dir=tmp_path)
 
 

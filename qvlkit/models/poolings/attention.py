@@ -33,7 +33,7 @@ class AttentionPooling(nn.Module):
         if num_heads < 1 or vision_dim % num_heads:
             raise ValueError(f'towers.pooling.num_heads: {num_heads} does not divide the {vision_dim} of '
                              'model.vision_encoder.width')
-        self.num_heads = num_heads
+        self.num_heads, self.vision_dim, self.embed_dim = num_heads, vision_dim, embed_dim
         self.norm = RMSNorm(vision_dim, norm_eps)
         self.query = nn.Embedding(1, vision_dim)  # (H, d) laid flat: near 0 at first, which is close to the mean
         self.k_proj = nn.Linear(vision_dim, vision_dim, bias=False)  # a softmax sees no bias
@@ -52,4 +52,4 @@ class AttentionPooling(nn.Module):
 
     def flops(self, grid: Grid) -> int:
         """Forward FLOPs over one picture."""
-        return 2 * (2 * math.prod(grid) * self.proj.in_features**2 + self.proj.weight.numel())
+        return 2 * (2 * math.prod(grid) * self.vision_dim**2 + self.vision_dim * self.embed_dim)

@@ -22,6 +22,7 @@ class MeanPooling(nn.Module):
 
     def __init__(self, vision_dim: int, embed_dim: int, *, norm_eps: float = 1e-6):
         super().__init__()
+        self.vision_dim, self.embed_dim = vision_dim, embed_dim
         self.norm = RMSNorm(vision_dim, norm_eps)
         self.proj = nn.Linear(vision_dim, embed_dim, bias=False)
 
@@ -31,4 +32,4 @@ class MeanPooling(nn.Module):
 
     def flops(self, grid: Grid) -> int:
         """Forward FLOPs over one picture."""
-        return 2 * self.proj.weight.numel()
+        return 2 * self.vision_dim * self.embed_dim

@@ -51,7 +51,7 @@ class TextTransformer(nn.Module):
                              f'{near_names(read, list(READ))}')
         hidden = feed_forward_width or -(-width * 8 // 24) * 8
         self.width, self.depth, self.feed_forward_width, self.vocab_size = width, depth, hidden, vocab_size
-        self.causal, self.read = causal, read
+        self.causal, self.read, self.embed_dim = causal, read, embed_dim
         self.embed_tokens = nn.Embedding(vocab_size, width)
         self.positions = RoPE1D(width // num_heads, theta=theta)
         self.layers = nn.ModuleList(Layer(width, num_heads, num_heads, width // num_heads, hidden, norm_eps, attention)
@@ -75,4 +75,4 @@ class TextTransformer(nn.Module):
         linear = 4 * self.width**2 + 3 * self.width * self.feed_forward_width
         attended = sum(length * (length + 1) // 2 if self.causal else length**2 for length in lengths)
         return (self.depth * (2 * sum(lengths) * linear + 4 * self.width * attended)
-                + 2 * len(lengths) * self.proj.weight.numel())
+                + 2 * len(lengths) * self.width * self.embed_dim)

@@ -29,6 +29,12 @@ class Hook:
     """Does nothing at every point; override the points that matter."""
     main_only = False  # whether ranks other than the main one leave it out
 
+    @classmethod
+    def misfit(cls, trainer: type) -> str | None:
+        """Why stages of this class of trainers cannot have the hook; None if they can. Asked before anything is built.
+        """
+        return None
+
     def before_run(self, trainer) -> None:
         """The stage begins."""
 

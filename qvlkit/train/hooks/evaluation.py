@@ -34,6 +34,10 @@ class EvaluationHook(Hook):
         self.title, self.log = title, log
         self.untrained: Evaluation | None = None
 
+    @classmethod
+    def misfit(cls, trainer: type) -> str | None:
+        return 'asks a whole model, and two towers do not answer' if trainer.two_towers else None
+
     def before_train(self, trainer) -> None:
         self.evaluator = Evaluator(self.dataset, trainer.processor, metrics=self.metrics,
                                    reference=trainer.loader.dataset, batch_size=self.batch_size)

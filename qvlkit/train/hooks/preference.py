@@ -36,6 +36,10 @@ class PreferenceHook(Hook):
         self.before: dict | None = None
         self.reference: StoredReference | None = None
 
+    @classmethod
+    def misfit(cls, trainer: type) -> str | None:
+        return None if hasattr(trainer, 'start_sums') else 'needs a DPOTrainer'
+
     def before_train(self, trainer) -> None:
         if not hasattr(trainer, 'start_sums'):
             raise ValueError(f'hooks: PreferenceHook needs a DPOTrainer, but stages.{trainer.stage}.trainer.type is '

@@ -31,6 +31,10 @@ class ZeroShotHook(Hook):
             dataset, dict) else dataset
         self.batch_size, self.templates = batch_size, tuple(templates)
 
+    @classmethod
+    def misfit(cls, trainer: type) -> str | None:
+        return None if trainer.two_towers else 'compares the two towers of a contrastive stage (towers)'
+
     def before_train(self, trainer) -> None:
         if not hasattr(trainer.model, 'embed_images'):
             raise ValueError(f'stages.{trainer.stage}.hooks: ZeroShotHook needs two towers, and the stage trains a '
