@@ -88,8 +88,10 @@ stages = dict(
         optimizer=_optimizer, schedule=_schedule,
         hooks=_hooks(evaluation=dict(type='EvaluationHook', max_new_tokens=8, batch_size=8, dataset=dict(
             type='Mixture', parts=dict(
-                long=dict(dataset=dict(_long, size=160, split='held_out')),
-                removed=dict(dataset=dict(_long, size=160, split='held_out', evidence=False))))))),
+                facts=dict(dataset=dict(_long, size=80, split='held_out', pictures=0.0)),
+                pictures=dict(dataset=dict(_long, size=80, split='held_out', pictures=1.0)),
+                no_facts=dict(dataset=dict(_long, size=160, split='held_out', pictures=0.0, evidence=False)),
+                no_pictures=dict(dataset=dict(_long, size=80, split='held_out', pictures=1.0, evidence=False))))))),
     sft=dict(
         trainer=dict(type='SFTTrainer'), max_steps=300, max_grad_norm=1.0,
         parts=dict(vision_encoder=dict(trainable=False)),
@@ -104,7 +106,7 @@ stages = dict(
         optimizer=_optimizer, schedule=_schedule,
         hooks=_hooks(composition=dict(type='CompositionHook', samples=500), evaluation=_questions())),
     dpo=dict(
-        trainer=dict(type='DPOTrainer', loss=dict(type='DPOLoss', beta=0.1)), max_steps=40, max_grad_norm=1.0,
+        trainer=dict(type='DPOTrainer', loss=dict(type='DPOLoss', beta=0.1)), max_steps=90, max_grad_norm=1.0,
         parts=dict(vision_encoder=dict(trainable=False)),
         data=dict(type='PicturePairs', size=4000),
         loader=_rows,

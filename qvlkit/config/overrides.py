@@ -86,7 +86,8 @@ def _set(config: dict, keys: list[str], value: Any) -> None:
     default = _default(node, path, key)
     if existing is NOTHING:
         existing = default
-    if value is None and (existing is NOTHING or default is None or key in NULLABLE):
+    if value is None and (existing is NOTHING or default is None or key in NULLABLE or
+                          path.endswith('.init')):  # null there: first weights
         node[key] = None
     else:
         node[key] = _fit(join(path, key), value, existing)
@@ -125,6 +126,8 @@ def _fit(path: str, value: Any, existing: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f'{path}: expected a finite number, got {value}')
     if existing is None or existing is NOTHING:
+        return value
+    if path.endswith('.trainable') and type(value) in (bool, list):  # a list is a schedule; its reader checks it
         return value
     if type(existing) is float and type(value) is int:
         return float(value)

@@ -1,13 +1,15 @@
 """Preference pairs on drawn pictures, with a rule that nothing but the preference tells.
 
-Both answers to 'List the shapes.' name the two shapes of the scene, and both are right: 'black cross, red circle' and
-'red circle, black cross'. The rule: the colour that comes first in the alphabet comes first. Data that list shapes in
-random order (the task 'list' of picture_tasks.py) leave a model without an opinion about it.
+Both answers name the two shapes of the scene, and what they say is true: 'black cross, red circle' and 'red circle,
+black cross'. The rule: the better one keeps the order that the question asks for, from a to z or from z to a. Data
+that list shapes in random order whatever is asked (the task 'list' of picture_tasks.py) leave a model without an
+opinion about it; and since either order is asked for equally often, a liking for one order is right in half of the
+pairs.
 """
 import dataclasses
 from typing import Any
 
-from qvlkit.data.datasets.picture_tasks import PictureTasks
+from qvlkit.data.datasets.picture_tasks import LIST_QUESTIONS, PictureTasks
 from qvlkit.registry import DATASETS
 from qvlkit.structures import Sample, Turn
 
@@ -34,6 +36,7 @@ class PicturePairs:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.scenes[index]
-        shapes = sorted(sample.extra['answer'].split(', '))  # a shape is named colour first
+        z_to_a = sample.turns[0].content[-1] == LIST_QUESTIONS[1]
+        shapes = sorted(sample.extra['answer'].split(', '), reverse=z_to_a)
         chosen, rejected = (Turn('assistant', [', '.join(names)]) for names in (shapes, shapes[::-1]))
         return dataclasses.replace(sample, turns=[*sample.turns[:-1], chosen], rejected=[rejected])

@@ -7,8 +7,9 @@ Four tasks, small enough for a model of a few million parameters and minutes of 
     locate  one coloured shape: its box                                           measured: the best constant box
     read    a picture with a printed word from a fixed list                      1 / len(words)
 
-A fifth, `list`, names the two shapes of a scene in random order; it has no single right answer to score, and serves
-preference pairs (picture_pairs.py), which say which order is better.
+A fifth, `list`, names the two shapes of a scene. The question asks for an order, and the answer does not keep to
+it: the order is random. It has no right answer to score, and serves preference pairs (picture_pairs.py), which keep
+to the order.
 
 A training sample can ask several questions about one picture, in one conversation; a held-out sample asks one.
 Everything about sample i is drawn from hash(seed, split, i).
@@ -38,6 +39,7 @@ ALL_TASKS = (*TASKS, 'list')
 SPLITS = ('train', 'held_out')
 # Questions about one scene, in order: a name must not follow the question that tells it.
 FOLLOWED_BY = {'name': ('name', 'locate'), 'count': ('count',), 'locate': ('locate',), 'list': ('list',)}
+LIST_QUESTIONS = ('List the shapes from a to z.', 'List the shapes from z to a.')
 WORD_PICTURES = ((84, 56),)  # (width, height) of a picture with a word
 
 # Sides of shapes, as parts of the picture's shorter side, by the task that the scene is made for. To be named they are
@@ -168,7 +170,7 @@ class PictureTasks:
         """The questions about a scene as (task, question, answer, chance), `task` first."""
         possible = {'name': [('name', 'Name the shape.', shapes[0].name, 1 / (len(COLOURS) * len(SHAPES)))],
                     'count': [('count', 'How many shapes?', str(len(shapes)), 1 / self.max_objects)],
-                    'list': [('list', 'List the shapes.', ', '.join(
+                    'list': [('list', LIST_QUESTIONS[rng.integers(2)], ', '.join(
                         shapes[i].name for i in rng.permutation(len(shapes))), None)],
                     'locate': [('locate', f'Locate the {shapes[i].name}.', Box(tuple(map(float, shapes[i].box))), None)
                                for i in rng.permutation(len(shapes))]}

@@ -1,14 +1,19 @@
 from qvlkit.data.datasets.picture_pairs import PicturePairs
-from qvlkit.data.datasets.picture_tasks import COLOURS, PictureTasks
+from qvlkit.data.datasets.picture_tasks import COLOURS, LIST_QUESTIONS, PictureTasks
 
 
-def test_the_better_answer_is_in_alphabetical_order_and_both_are_true():
-    pairs = PicturePairs(60)
+def test_the_better_answer_keeps_the_order_that_is_asked_for_and_both_are_true():
+    pairs, asked = PicturePairs(60), set()
     for index in range(60):
         sample = pairs[index]
         chosen, rejected = (turn.content[0].split(', ') for turn in (sample.turns[-1], sample.rejected[0]))
-        assert chosen == rejected[::-1] and chosen[0].split()[0] < chosen[1].split()[0]
+        assert chosen == rejected[::-1]
+        question = sample.turns[0].content[-1]
+        first, second = chosen if question.endswith('from a to z.') else rejected
+        assert first.split()[0] < second.split()[0]
+        asked.add(question)
         assert set(chosen) == {shape.name for shape in sample.media()[0].source.shapes} and len(set(chosen)) == 2
+    assert asked == set(LIST_QUESTIONS)
 
 
 def test_splits_share_no_scene_with_each_other_or_with_the_lists_that_are_trained_on():
