@@ -80,7 +80,7 @@ def test_a_stage_that_run_leaves_out_is_skipped_and_told(two, tmp_path, caplog):
 @pytest.mark.parametrize('init, message', [
     (None, "stages.more starts from stage 'sft', which has no checkpoint"),
     (dict(merger='sft'), "stages.more.init.merger: its weights come from stage 'sft', which has no checkpoint"),
-    (dict(merger='gone'), "stages.more.init.merger: no such stage (contrastive, ")], ids=str)
+    (dict(merger='gone'), 'stages.more.init.merger: no such stage (contrastive, ')], ids=str)
 def test_a_source_that_is_not_there_is_an_error(two, tmp_path, init, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         run_recipe(two(init=init), stages=['more'], work_dir=tmp_path)
