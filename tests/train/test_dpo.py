@@ -275,6 +275,7 @@ def test_stored_equals_live(build_dpo, tmp_path):
     found, expected = steps(stored), steps(live)
     assert expected[-1]['reward_margin'] != 0
     for row, wanted in zip(found, expected):
+        assert row.pop('flops') < wanted.pop('flops')  # the reference's pass was made before
         for name, value in wanted.items():
             assert row[name] == pytest.approx(value, rel=1e-9, abs=1e-10), name
     for name, value in stored.model.state_dict().items():
@@ -366,6 +367,7 @@ def test_a_resume_without_the_start_weights_is_refused(dpo_config, tmp_path):
     start = tmp_path / 'dpo' / 'start_weights.safetensors'
     shutil.move(start, tmp_path / 'kept')
     config['stages']['dpo']['max_steps'] = 6
+    (tmp_path / 'dpo' / 'summary.json').unlink()  # by which the stage is finished
     with pytest.raises(ValueError, match='start_weights.safetensors is missing'):
         run_recipe(config, work_dir=tmp_path, resume=True)
     other = moved(build_stage(config, 'dpo', tmp_path / 'other'))
@@ -496,3 +498,16 @@ def test_a_part_that_trains_beside_adapters_is_copied(build_dpo):
     trainer.model.merger.requires_grad_(True)
     trainer.live = LiveReference(trainer.model)
     assert set(trainer.live.copies) == {'merger'}
+
+
+@pytest.mark.parametrize('encoder_trains', [False, True])
+def test_operations_of_a_step_count_the_live_reference_forward(build_dpo, encoder_trains):
+    parts = dict(vision_encoder=dict(trainable=encoder_trains))
+    live, stored = (build_dpo(dict(reference=kind), parts=parts) for kind in ('live', 'stored'))
+    batch = batch_of(live, [1, 3])
+    by_part = {part.part: part for part in live.part_flops(batch)}
+    ran = ['merger', 'language_model', *['vision_encoder'] * encoder_trains]
+    assert by_part['reference'].total == sum(by_part[part].forward for part in ran)
+    assert live.flops(batch) == stored.flops(batch) + by_part['reference'].total
+    assert stored.flops(batch) == sum(by_part[part].forward * (3 if part in ran else 1) for part in by_part
+                                      if part != 'reference')
