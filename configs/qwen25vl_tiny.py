@@ -75,7 +75,8 @@ stages = dict(
             text=dict(weight=4.0, dataset=dict(type='LongTexts', size=20000, sentences=[0, 8], pictures=0.3)))),
         loader=_rows,
         optimizer=_optimizer, schedule=_schedule,
-        hooks=_hooks(evaluation=_questions())),
+        hooks=_hooks(held_out=dict(type='HeldOutLossHook', name='document loss', other_pictures=True, dataset=dict(
+            type='AsDocuments', dataset=dict(type='PictureTasks', size=120, split='held_out'))))),
     long_context=dict(
         trainer=dict(type='PretrainTrainer'), max_steps=200, max_grad_norm=1.0,
         data=dict(type='Mixture', parts=dict(

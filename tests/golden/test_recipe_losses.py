@@ -15,7 +15,7 @@ from qvlkit.train.recipe import run_recipe
 
 FILE = Path(__file__).with_name('recipe_losses.json')
 STEPS = 5
-HELD_OUT = {'contrastive': 'zero_shot', 'visual': 'held_out', 'multimodal': 'evaluation', 'long_context': 'evaluation',
+HELD_OUT = {'contrastive': 'zero_shot', 'visual': 'held_out', 'multimodal': 'held_out', 'long_context': 'evaluation',
             'sft': 'evaluation', 'dpo': 'preference'}
 
 

@@ -76,7 +76,7 @@ def six_stages(small):
             hooks.pop('console', None)
             stage.update(max_steps=steps, hooks=hooks)
             stage['loader'].update(row_length=384, window=24, num_workers=0)
-        config['stages']['sft']['hooks']['evaluation'] = config['stages']['multimodal']['hooks']['evaluation']
+        config['stages']['sft']['hooks']['evaluation'] = config['stages']['long_context']['hooks']['evaluation']
         return config
     return make
 

@@ -45,8 +45,9 @@ def test_every_stage_does_its_work(tmp_path, seed):
     shown = results['contrastive']['zero-shot accuracy']
     assert shown['after'] >= 5 * shown['chance']
 
-    loss, others = results['visual']['caption loss'], results['visual']['caption loss, other pictures']
-    assert loss['after'] < loss['before'] and loss['after'] < others['after'] - 0.5  # the pictures are what helps
+    for stage, name in (('visual', 'caption loss'), ('multimodal', 'document loss')):
+        loss, others = results[stage][name], results[stage][f'{name}, other pictures']
+        assert loss['after'] < loss['before'] and loss['after'] < others['after'] - 0.5  # the pictures are what helps
     fresh = build_model(config['model'], vocab_size=config['tokenizer']['vocab_size'], seed=seed)
     untouched = {f'language_model.{key}': value for key, value in fresh.language_model.state_dict().items()}
     assert same(part(tmp_path / 'visual', 'language_model'), untouched)
