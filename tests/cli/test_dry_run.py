@@ -35,7 +35,7 @@ def rehearse(config: str | Path, *overrides: str) -> str:
 @pytest.mark.slow
 def test_72b_on_a_small_machine():
     start = time.monotonic()
-    result = command('configs/qwen25vl_72b.py', '--dry-run')
+    result = command('configs/qwen25vl_72b.py', '--stages', 'sft', '--dry-run')
     seconds = time.monotonic() - start
     assert result.returncode == 0, result.stderr
     *lines, peak = result.stdout.strip().splitlines()
@@ -45,6 +45,17 @@ def test_72b_on_a_small_machine():
     for fact in ('tokenizer.path: no such folder', VQA, 'synthetic', 'StandInTokenizer: 151,665 ids',
                  '636,401,664', 'video patches', 'hidden states', ' x 8,192', 'PFLOP', 'TiB'):
         assert fact in result.stdout, f'{fact!r} is missing'
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize('size', ['3b', '7b', '72b'])
+def test_every_stage_of_the_released_sizes(size):
+    result = command(f'configs/qwen25vl_{size}.py', '--dry-run')
+    assert result.returncode == 0, result.stderr
+    *lines, peak = result.stdout.strip().splitlines()
+    assert lines[-1] == 'dry run passed' and int(peak.split()[1]) < KIB
+    stages = [line.split()[1] for line in lines if line.startswith('stage ')]
+    assert stages == ['contrastive', 'visual', 'multimodal', 'long_context', 'sft', 'dpo']
 
 
 def test_a_real_72b_run_is_refused_before_any_work(tmp_path):

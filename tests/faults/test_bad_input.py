@@ -19,6 +19,7 @@ from qvlkit.train.hooks.jsonl import read_log
 
 ROOT = Path(__file__).parents[2]
 SMALLER = [
+    'run=[sft]', 'stages.sft.parts.vision_encoder.trainable=true',
     'model.vision_encoder.width=32', 'model.vision_encoder.depth=2', 'model.vision_encoder.num_heads=2',
     'model.vision_encoder.feed_forward_width=48', 'model.vision_encoder.full_attention_blocks=[1]',
     'model.language_model.width=64', 'model.language_model.depth=2', 'model.language_model.num_heads=2',
