@@ -60,7 +60,8 @@ def test_every_stage_does_its_work(tmp_path, seed):
 
     assert mean(results['sft'], 'after') >= mean(results['sft'], 'before') + 0.20
     for task in QUESTIONS:
-        assert results['sft'][task]['after'] >= 3 * results['sft'][task]['chance'], task
+        least = 0.30 if task == 'locate' else 3 * results['sft'][task]['chance']  # of boxes: twice the best constant
+        assert results['sft'][task]['after'] >= least, task
 
     own = results['dpo']['own log-probability prefers chosen']
     assert 0.4 <= own['before'] <= 0.65
