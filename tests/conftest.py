@@ -6,8 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault('GOMP_SPINCOUNT', '50000')  # before torch is imported: as qvlkit's tools do it
+settings.register_profile('the same examples every time', derandomize=True)
+settings.load_profile('the same examples every time')
 BITS = 18  # enough to number the frames of two hours
 
 
