@@ -14,6 +14,13 @@ settings.load_profile('the same examples every time')
 BITS = 18  # enough to number the frames of two hours
 
 
+def pytest_collection_modifyitems(items):
+    """What is run for acceptance alone is no quick test either."""
+    for item in items:
+        if item.get_closest_marker('acceptance'):
+            item.add_marker('slow')
+
+
 def _picture(number: int, width: int, height: int) -> np.ndarray:
     """A grey picture that shows its number: a bar for each bit in the upper half, bright for 1; the lower is plain."""
     image = np.full((height, width), 90, np.uint8)

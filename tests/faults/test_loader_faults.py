@@ -153,6 +153,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(folder, straight, tmp_path,
     assert before + after == straight
 
 
+@pytest.mark.slow
 def test_without_the_state_it_does_not(folder, straight, tmp_path):
     """The control: it is the state that makes the test above pass."""
     before, _ = killed(folder, 0, tmp_path / 'first', 10)
@@ -198,6 +199,7 @@ def test_a_wholly_corrupt_shard_ends_the_run_with_its_name(folder, tmp_path, dam
         list(islice(make_loader(mixture, workers), 500))
 
 
+@pytest.mark.slow
 def test_a_few_corrupt_samples_are_counted_exactly_and_replaced_alike(tmp_path):
     bad = range(100, 2400, 200)  # 0.5 %
     path = write_tar(tmp_path / 'shard.tar', 2400, bad, truncated)
@@ -254,7 +256,7 @@ class SpinningAtSome(PyAVReader):
 '''
 
 
-@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('workers', [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_bad_videos_go_to_the_quarantine_and_the_workers_live_on(clips, tmp_path, monkeypatch, workers):
     """One hangs while it is decoded, one is cut so that it cannot be opened, one is a page of HTML."""
     (tmp_path / 'spinning_at_some.py').write_text(SPINNING)

@@ -206,6 +206,7 @@ def test_if_no_reader_answers_in_time_the_error_says_so(make, video, reader):
     assert decoder._child is None or not decoder._child.alive()
 
 
+@pytest.mark.slow
 def test_the_deadline_is_for_each_frame_and_a_longer_one_for_all(make, clips, video):
     decoder = make('Slow', deadline=4)
     assert len(decoder.read(video, range(8))) == 8  # 4.8 s
