@@ -50,7 +50,7 @@ _schedule = dict(type='WarmupCosine', warmup_ratio=0.05, final_ratio=0.02)
 
 stages = dict(
     contrastive=dict(
-        trainer=dict(type='ContrastiveTrainer', loss=dict(type='InfoNCE')), max_steps=120, max_grad_norm=1.0,
+        trainer=dict(type='ContrastiveTrainer', loss=dict(type='InfoNCE')), max_steps=160, max_grad_norm=1.0,
         towers=dict(text_tower=dict(type='TextTransformer', width=96, depth=2, num_heads=3),
                     pooling=dict(type='AttentionPooling'), width=96),
         data=_captions(['name', 'read', 'list'], 20000, 'train', 2),
@@ -58,7 +58,7 @@ stages = dict(
         optimizer=_optimizer, schedule=_schedule,
         hooks=_hooks(zero_shot=dict(type='ZeroShotHook', dataset=_captions(['name', 'read'], 240, 'held_out')))),
     visual=dict(
-        trainer=dict(type='PretrainTrainer'), max_steps=130, max_grad_norm=1.0,
+        trainer=dict(type='PretrainTrainer'), max_steps=150, max_grad_norm=1.0,
         init=dict(vision_encoder='contrastive'), parts=dict(language_model=dict(trainable=False)),
         data=_captions(['name', 'read', 'list'], 20000, 'train'),
         loader=_rows,
@@ -78,7 +78,7 @@ stages = dict(
         hooks=_hooks(held_out=dict(type='HeldOutLossHook', name='document loss', other_pictures=True, dataset=dict(
             type='AsDocuments', dataset=dict(type='PictureTasks', size=120, split='held_out'))))),
     long_context=dict(
-        trainer=dict(type='PretrainTrainer'), max_steps=180, max_grad_norm=1.0,
+        trainer=dict(type='PretrainTrainer'), max_steps=200, max_grad_norm=1.0,
         data=dict(type='Mixture', parts=dict(
             long=dict(weight=1.0, dataset=dict(_long, size=20000, seed=1)),
             text=dict(weight=3.0, dataset=dict(type='LongTexts', size=20000, sentences=[0, 120], seed=2,
