@@ -2,8 +2,12 @@
 
 Purpose:   the newcomer's first command, an end-to-end test, and the proxy on which ablations start.
 Command:   python tools/train.py configs/qwen25vl_tiny.py
-Hardware:  two CPU cores, 2 GiB of memory, minutes. Downloads nothing.
-Expected:  TODO
+Hardware:  two CPU cores, 2 GiB of memory, 7 to 8 minutes. Downloads nothing.
+Expected:  work/qwen25vl_tiny/report.html shows what each stage did to held-out numbers. The worst of seeds 0 to 2, with
+           chance in brackets: a picture's class among captions 88 % (4); loss on captions 6.4 -> 2.7; on documents
+           6.2 -> 0.14; facts 1,100 tokens back 89 % (13), pictures 44 % (9), without them 15 % and 5 %; then questions:
+           name 76 % (9), count 56 % (17), locate 32 % (16), read 96 % (11), photo subject 89 % (13); preferred
+           answers 100 % (50), of which the model before preferred 49 to 52 %. What it took: docs/lab_notes.md.
 """
 
 model = dict(
